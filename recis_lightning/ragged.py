@@ -1,0 +1,299 @@
+"""Ragged rows and the packed batch that carries them: the one structure every layer shares.
+
+B batch rows, N values in the batch, S longest row, L level of nesting.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of unequal length, one behind the other: rows [[1, 2], [], [3]] are values [1, 2, 3] with offsets [0, 2, 2, 3].
+
+    ``values`` is [N, ...]; ``offsets`` is int64 [B + 1], starts at 0, never falls and ends at N; ``weights`` is [N] or
+    None. Nested lists have more offsets, outermost first: ``offsets`` then counts the rows of ``inner_offsets[0]``, and
+    the last of ``inner_offsets`` counts values: [[[1, 2], [3]], []] has offsets [0, 2, 2] and inner_offsets ([0, 2, 3],).
+
+    Raises ValueError where dtypes or ranks do not fit. That the numbers inside offsets fit is not checked here, since
+    reading them would wait for the device: `Ragged.check` does.
+    """
+
+    values: Tensor
+    offsets: Tensor
+    weights: Tensor | None = None
+    inner_offsets: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, offsets in self._named_offsets():
+            if offsets.dtype != torch.int64 or offsets.dim() != 1:
+                raise ValueError(f"{name} is {offsets.dtype} {list(offsets.shape)}, need int64 [rows + 1]")
+        if self.weights is not None and self.weights.shape != self.values.shape[:1]:
+            raise ValueError(
+                f"weights are {list(self.weights.shape)} for values {list(self.values.shape)}; give one weight a value"
+            )
+
+    def _named_offsets(self) -> Iterator[tuple[str, Tensor]]:
+        yield "offsets", self.offsets
+        for level, offsets in enumerate(self.inner_offsets):
+            yield f"inner_offsets[{level}]", offsets
+
+    def check(self) -> "Ragged":
+        """Raise ValueError where offsets do not start at 0, fall, or end elsewhere than their values; returns itself."""
+        bounds = [*(len(inner) - 1 for inner in self.inner_offsets), len(self.values)]
+        for (name, offsets), bound in zip(self._named_offsets(), bounds, strict=True):
+            if len(offsets) == 0 or int(offsets[0]) != 0:
+                raise ValueError(f"{name} must start at 0, starts {offsets[:1].tolist()}; offsets are int64 [rows + 1]")
+            if int(offsets[-1]) != bound:
+                raise ValueError(
+                    f"{name} ends at {int(offsets[-1])}, but there are {bound} values below it; "
+                    "pass the offsets of these values"
+                )
+            if bool((offsets.diff() < 0).any()):
+                raise ValueError(f"{name} falls at row {int((offsets.diff() < 0).nonzero()[0])}; offsets never fall")
+        return self
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.offsets) - 1
+
+    @property
+    def innermost_offsets(self) -> Tensor:
+        """The offsets that count values: ``offsets`` itself where nothing is nested."""
+        return self.inner_offsets[-1] if self.inner_offsets else self.offsets
+
+    @property
+    def lengths(self) -> Tensor:
+        """Entries of each outer row: offsets [0, 2, 2, 3] -> [2, 0, 1]."""
+        return self.offsets.diff()
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def with_values(self, values: Tensor) -> "Ragged":
+        """The same rows over other values of the same count, e.g. embeddings [N, D] in the place of ids [N]."""
+        if len(values) != len(self.values):
+            raise ValueError(f"{len(values)} values for rows of {len(self.values)}; give one for each")
+        return Ragged(values, self.offsets, self.weights, self.inner_offsets)
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Ragged":
+        """Apply a function to every tensor inside."""
+        weights = None if self.weights is None else function(self.weights)
+        inner = tuple(function(offsets) for offsets in self.inner_offsets)
+        return Ragged(function(self.values), function(self.offsets), weights, inner)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Ragged":
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Ragged":
+        return self.map_tensors(Tensor.pin_memory)
+
+    def record_stream(self, stream: "torch.cuda.Stream") -> None:
+        """Tell the allocator that ``stream`` still reads these tensors."""
+        for tensor in pytree.tree_leaves(self):
+            tensor.record_stream(stream)
+
+    @staticmethod
+    def from_lists(rows: list[Any], dtype: torch.dtype = torch.int64) -> "Ragged":
+        """Build from Python lists of one depth: [[1, 2], []] -> values [1, 2], offsets [0, 2, 2]."""
+        levels: list[Tensor] = []
+        level: list[Any] = rows
+        while True:
+            lengths = [len(row) for row in level]
+            levels.append(torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0))
+            level = [entry for row in level for entry in row]
+            if not level or not isinstance(level[0], list | tuple):
+                break
+        return Ragged(torch.tensor(level, dtype=dtype), levels[0], None, tuple(levels[1:]))
+
+    def to_lists(self) -> list[Any]:
+        """The rows as Python lists, for reading and tests."""
+        level: list[Any] = self.values.tolist()
+        for offsets in [*reversed(self.inner_offsets), self.offsets]:
+            bounds = offsets.tolist()
+            level = [level[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        return level
+
+    def to_padded(self, padding: float = 0, length: int | None = None) -> Tensor:
+        """Dense [B, S, ...] with ``padding`` behind short rows: [[1, 2], []] -> [[1, 2], [0, 0]].
+
+        S is ``length``, or the longest row where none is given. A row longer than ``length`` raises ValueError: cutting
+        is a transform, and declared.
+        """
+        if self.inner_offsets:
+            raise ValueError(f"{len(self.inner_offsets)} inner levels; only unnested rows convert to a padded tensor")
+        lengths = self.lengths
+        longest = int(lengths.max()) if len(lengths) else 0
+        if length is not None and longest > length:
+            raise ValueError(f"the longest row has {longest} values, length is {length}; truncate first or give more")
+        width = longest if length is None else length
+        padded = self.values.new_full((len(self), width, *self.values.shape[1:]), padding)
+        row = torch.repeat_interleave(torch.arange(len(self), device=self.device), lengths)
+        position = torch.arange(len(self.values), device=self.device) - self.offsets[:-1][row]
+        return padded.index_put((row, position), self.values)
+
+    @staticmethod
+    def from_padded(padded: Tensor, lengths: Tensor) -> "Ragged":
+        """Cut rows out of dense [B, S, ...]: [[1, 2], [9, 9]] with lengths [2, 0] -> [[1, 2], []]."""
+        if lengths.shape != padded.shape[:1]:
+            raise ValueError(f"lengths are {list(lengths.shape)} for {list(padded.shape)}; give one length a row")
+        kept = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=padded.device)
+        torch.cumsum(lengths, 0, out=offsets[1:])
+        return Ragged(padded[kept], offsets)
+
+    def to_nested(self) -> Tensor:
+        """A torch nested tensor (jagged layout) over the same values and innermost offsets; weights stay apart."""
+        return torch.nested.nested_tensor_from_jagged(self.values, self.innermost_offsets)
+
+    @staticmethod
+    def from_nested(nested: Tensor, weights: Tensor | None = None) -> "Ragged":
+        """The rows of a jagged nested tensor, without a copy."""
+        return Ragged(nested.values(), nested.offsets().to(torch.int64), weights)
+
+
+def _flatten_ragged(ragged: Ragged) -> tuple[list[Any], Any]:
+    return [ragged.values, ragged.offsets, ragged.weights, ragged.inner_offsets], None
+
+
+def _unflatten_ragged(children: Any, _context: Any) -> Ragged:
+    # Not through __post_init__: a pytree may carry anything in a leaf's place while it is being mapped.
+    ragged = object.__new__(Ragged)
+    for name, child in zip(("values", "offsets", "weights", "inner_offsets"), children, strict=True):
+        object.__setattr__(ragged, name, child)
+    return ragged
+
+
+pytree.register_pytree_node(Ragged, _flatten_ragged, _unflatten_ragged, serialized_type_name="recis_lightning.Ragged")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one tensor lies in a batch's buffer: dtype, shape, first byte."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.dtype.itemsize
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """The part as a tensor that shares the buffer's memory."""
+        return buffer[self.start : self.start + self.nbytes].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class RaggedParts:
+    """Where the tensors of one Ragged lie in a batch's buffer."""
+
+    values: Part
+    offsets: Part
+    weights: Part | None = None
+    inner_offsets: tuple[Part, ...] = ()
+
+    def view(self, buffer: Tensor) -> Ragged:
+        weights = None if self.weights is None else self.weights.view(buffer)
+        inner = tuple(part.view(buffer) for part in self.inner_offsets)
+        return Ragged(self.values.view(buffer), self.offsets.view(buffer), weights, inner)
+
+
+ALIGNMENT = 64  # bytes: a cache line, and more than any vector load asks for
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Mapping[str, Tensor | Ragged]):
+    """One step's rows for one rank: named tensors and Ragged over one packed buffer, so that one copy moves them all.
+
+    ``buffer`` is uint8 [bytes]; ``layout`` says which bytes are which tensor; ``size`` is the number of rows;
+    ``token`` is what the loader needs to go on behind this batch (plain integers and strings, JSON-friendly).
+    """
+
+    buffer: Tensor
+    layout: Mapping[str, Part | RaggedParts]
+    size: int
+    token: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor | Ragged:
+        return self.layout[name].view(self.buffer)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout)
+
+    def __len__(self) -> int:
+        """Number of named entries, as for every mapping; the number of rows is ``size``."""
+        return len(self.layout)
+
+    @property
+    def device(self) -> torch.device:
+        return self.buffer.device
+
+    def with_buffer(self, buffer: Tensor) -> "Batch":
+        return Batch(buffer, self.layout, self.size, self.token)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        return self.with_buffer(self.buffer.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        return self.with_buffer(self.buffer.pin_memory())
+
+    def record_stream(self, stream: "torch.cuda.Stream") -> None:
+        """Tell the allocator that ``stream`` still reads the buffer."""
+        self.buffer.record_stream(stream)
+
+    @staticmethod
+    def pack(entries: Mapping[str, Tensor | Ragged], size: int, token: Mapping[str, Any] | None = None) -> "Batch":
+        """Copy named tensors and Ragged into one buffer: the plain definition, for tests and small jobs.
+
+        Raises ValueError where an entry does not have ``size`` rows.
+        """
+        copies: list[tuple[Part, Tensor]] = []
+        end = 0
+
+        def place(tensor: Tensor) -> Part:
+            nonlocal end
+            start = -(-end // ALIGNMENT) * ALIGNMENT
+            part = Part(tensor.dtype, tuple(tensor.shape), start)
+            end = start + part.nbytes
+            copies.append((part, tensor))
+            return part
+
+        layout: dict[str, Part | RaggedParts] = {}
+        for name, entry in entries.items():
+            if len(entry) != size:
+                raise ValueError(f"entry '{name}' has {len(entry)} rows, the batch has {size}")
+            if isinstance(entry, Ragged):
+                layout[name] = RaggedParts(
+                    place(entry.values),
+                    place(entry.offsets),
+                    None if entry.weights is None else place(entry.weights),
+                    tuple(place(offsets) for offsets in entry.inner_offsets),
+                )
+            else:
+                layout[name] = place(entry)
+        buffer = torch.empty(end, dtype=torch.uint8)
+        for part, tensor in copies:
+            part.view(buffer).copy_(tensor)
+        return Batch(buffer, layout, size, token or {})
+
+
+def _flatten_batch(batch: Batch) -> tuple[list[Any], Any]:
+    return [batch.buffer], (batch.layout, batch.size, batch.token)
+
+
+def _unflatten_batch(children: Any, context: Any) -> Batch:
+    layout, size, token = context
+    return Batch(next(iter(children)), layout, size, token)
+
+
+pytree.register_pytree_node(Batch, _flatten_batch, _unflatten_batch, serialized_type_name="recis_lightning.Batch")

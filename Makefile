@@ -1,0 +1,40 @@
+# make demo | test | lint | bench [BENCH=step] : each installs into .venv first, once.
+PYTHON ?= python3
+VENV   ?= .venv
+BENCH  ?=
+PYTEST_ARGS ?=
+BIN    := $(VENV)/bin
+
+.PHONY: install demo test lint format bench parity notebook clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@echo "Installing into $(VENV) ..."; start=$$(date +%s); \
+	$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" && \
+	touch $@ && echo "Installed in $$(( $$(date +%s) - start )) s"
+
+demo: install
+	$(BIN)/python recipes/demo.py
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+parity: install
+	$(BIN)/python -m tests.benchmarks.parity
+
+clean:
+	rm -rf $(VENV) build demo

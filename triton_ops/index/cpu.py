@@ -1,0 +1,234 @@
+"""Numba kernels of the id index: segments of {id, row} slots, linear probing, at most half full.
+
+The way from an id to its row: m = mix64(id). The top bits of m pick an entry of the table's directory, and so a
+segment. The low bits of m pick the slot in it where probing starts; probing goes from slot to slot, and from the last
+to the first. A slot is {id, row}, empty where its row is negative, so that every id is legal. Slots of 64 ids are
+prefetched before the first is probed, since a probe branches on what it reads and would wait for line after line.
+
+find and find_or_insert serve all tables of a group in one call. Where find_or_insert needs more slots or more rows, it
+stops at that id and says so; the caller provides them and calls again with the position to go on from.
+
+What the kernels read, for T tables, E directory entries, G segments, S slots and R rows:
+  tables     int64 [T, 3]   DIRECTORY, SHIFT, COUNT
+  places     uint64 [E, 2]  BEGIN, MASK of the entry's segment: repeated for each entry, so that a probe reads one line
+  directory  int32 [E]      the number of the entry's segment
+  used       int64 [G]      how many ids a segment holds
+  slots      int64 [S, 2]   ID, ROW
+  cursors    int64 [T, 3]   and row_ids int64 [R]: see RowPool
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from triton_ops.index.layout import END, FREE, NEXT
+from triton_ops.jit import kernel
+
+ID, ROW = 0, 1
+DIRECTORY, SHIFT, COUNT = 0, 1, 2  # a table's first directory entry, 63 - the bits its directory is picked by, its ids
+BEGIN, MASK = 0, 1  # a segment's first slot, a multiple of its size; its size - 1
+
+# Why find_or_insert stopped.
+DONE, SEGMENT_FULL, NO_ROWS = 0, 1, 2
+
+BLOCK = 64  # ids whose slots are prefetched together: enough lines in flight, few enough to stay in the first cache
+
+
+@intrinsic
+def _prefetch_slot(typingctx: Any, slots: Any, slot: Any) -> Any:
+    """Ask for the cache line of slots[slot], an int64 [S, 2] array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(array.data, [builder.mul(arguments[1], arguments[1].type(2))])
+        byte_pointer = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (byte_pointer,), kind)
+        for_reading, keep_near, data = number(0), number(3), number(1)
+        builder.call(prefetch, [builder.bitcast(pointer, byte_pointer), for_reading, keep_near, data])
+        return context.get_dummy_value()
+
+    return types.void(slots, slot), generate
+
+
+prefetch_slot: Any = _prefetch_slot  # called without the typing context, which type checkers do not know
+
+
+@kernel
+def mix64(id_: Any) -> Any:
+    """The finaliser of MurmurHash3 on uint64."""
+    mixed = np.uint64(id_)
+    mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return mixed ^ (mixed >> np.uint64(33))
+
+
+@kernel
+def _entry_of(mixed: Any, table: Any, tables: Any) -> Any:
+    """The directory entry of a mixed id. Two shifts, since one by all 64 bits is undefined."""
+    return np.uint64(tables[table, DIRECTORY]) + ((mixed >> np.uint64(1)) >> np.uint64(tables[table, SHIFT]))
+
+
+@kernel
+def _start_block(ids: Any, begin: Any, count: Any, table: Any, tables: Any, places: Any, slots: Any, starts: Any,
+                 masks: Any) -> None:  # fmt: skip
+    """Write where probing starts for ids[begin : begin + count], with these lines on their way to the cache."""
+    for i in range(count):
+        mixed = mix64(ids[begin + i])
+        entry = _entry_of(mixed, table, tables)
+        masks[i] = places[entry, MASK]
+        starts[i] = places[entry, BEGIN] | (mixed & masks[i])
+        prefetch_slot(slots, starts[i])
+
+
+@kernel
+def _probe(id_: Any, slot: Any, mask: Any, slots: Any) -> Any:
+    """The slot that holds an id, or else the empty slot where it belongs, going on from ``slot``."""
+    while slots[slot, ROW] >= 0 and slots[slot, ID] != id_:
+        slot = (slot & ~mask) | ((slot + np.uint64(1)) & mask)
+    return slot
+
+
+@kernel
+def find(ids: Any, splits: Any, tables_of_runs: Any, missing: Any, tables: Any, places: Any, slots: Any,
+         rows: Any) -> None:  # fmt: skip
+    """Write each id's row, or ``missing``, to ``rows``. Changes nothing else."""
+    starts, masks = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
+    for run in range(len(tables_of_runs)):
+        table = tables_of_runs[run]
+        for begin in range(splits[run], splits[run + 1], BLOCK):
+            count = min(BLOCK, splits[run + 1] - begin)
+            _start_block(ids, begin, count, table, tables, places, slots, starts, masks)
+            for i in range(count):
+                row = slots[_probe(ids[begin + i], starts[i], masks[i], slots), ROW]
+                rows[begin + i] = row if row >= 0 else missing
+
+
+@kernel
+def find_or_insert(ids: Any, splits: Any, tables_of_runs: Any, start: Any, tables: Any, places: Any, directory: Any,
+                   used: Any, slots: Any, cursors: Any, row_ids: Any, rows: Any, new_rows: Any,
+                   new_count: Any) -> Any:  # fmt: skip
+    """Write the rows of ids[start:], giving new ids the next row of their table, in order.
+
+    Returns (position, new_count, why, table, segment): all is done, or it stopped at ids[position] because that segment
+    is half full or that table has no row left. ``new_rows[:new_count]`` are the rows handed out.
+    """
+    starts, masks = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
+    for run in range(len(tables_of_runs)):
+        table = tables_of_runs[run]
+        for begin in range(max(splits[run], start), splits[run + 1], BLOCK):
+            count = min(BLOCK, splits[run + 1] - begin)
+            _start_block(ids, begin, count, table, tables, places, slots, starts, masks)
+            for i in range(count):
+                id_ = ids[begin + i]
+                slot = _probe(id_, starts[i], masks[i], slots)
+                row = slots[slot, ROW]
+                if row < 0:
+                    segment = directory[_entry_of(mix64(id_), table, tables)]
+                    if 2 * used[segment] >= np.int64(masks[i]):
+                        return begin + i, new_count, SEGMENT_FULL, table, segment
+                    row = cursors[table, FREE]
+                    if row >= 0:
+                        cursors[table, FREE] = row_ids[row]
+                    elif cursors[table, NEXT] < cursors[table, END]:
+                        row = cursors[table, NEXT]
+                        cursors[table, NEXT] += 1
+                    else:
+                        return begin + i, new_count, NO_ROWS, table, segment
+                    row_ids[row] = id_
+                    slots[slot, ID] = id_
+                    slots[slot, ROW] = row
+                    used[segment] += 1
+                    tables[table, COUNT] += 1
+                    new_rows[new_count] = row
+                    new_count += 1
+                rows[begin + i] = row
+    return len(ids), new_count, DONE, np.int64(-1), np.int32(-1)
+
+
+@kernel
+def erase(ids: Any, table: Any, tables: Any, places: Any, directory: Any, used: Any, slots: Any, cursors: Any,
+          row_ids: Any) -> Any:  # fmt: skip
+    """Take ids out of a table, giving their rows back; returns how many there were."""
+    erased = 0
+    for i in range(len(ids)):
+        mixed = mix64(ids[i])
+        entry = _entry_of(mixed, table, tables)
+        mask = places[entry, MASK]
+        slot = _probe(ids[i], places[entry, BEGIN] | (mixed & mask), mask, slots)
+        row = slots[slot, ROW]
+        if row >= 0:
+            row_ids[row] = cursors[table, FREE]
+            cursors[table, FREE] = row
+            _close_gap(slot, mask, slots)
+            used[directory[entry]] -= 1
+            tables[table, COUNT] -= 1
+            erased += 1
+    return erased
+
+
+@kernel
+def _close_gap(gap: Any, mask: Any, slots: Any) -> None:
+    """Empty a slot, moving later ones of its run forward so that no probe ends before the id it looks for.
+
+    A slot may move into the gap unless its probing starts behind the gap (Knuth, volume 3, section 6.4, algorithm R).
+    """
+    slot = gap
+    while True:
+        slot = (slot & ~mask) | ((slot + np.uint64(1)) & mask)
+        if slots[slot, ROW] < 0:
+            break
+        home = mix64(slots[slot, ID])
+        if ((slot - home) & mask) >= ((slot - gap) & mask):
+            slots[gap, ID] = slots[slot, ID]
+            slots[gap, ROW] = slots[slot, ROW]
+            gap = slot
+    slots[gap, ROW] = -1
+
+
+@kernel
+def clear_slots(begin: Any, size: Any, slots: Any) -> None:
+    """Make a run of slots empty."""
+    for slot in range(begin, begin + size):
+        slots[slot, ROW] = -1
+
+
+@kernel
+def count_set(begin: Any, size: Any, bit: Any, slots: Any) -> Any:
+    """How many ids in a run of slots have this bit of their mixed id set."""
+    count = np.uint64(0)
+    for slot in range(begin, begin + size):
+        if slots[slot, ROW] >= 0:
+            count += (mix64(slots[slot, ID]) >> np.uint64(bit)) & np.uint64(1)
+    return count
+
+
+@kernel
+def move(begin: Any, size: Any, bit: Any, low: Any, high: Any, slots: Any) -> None:
+    """Copy the ids in a run of slots to the place ``high`` where this bit of the mixed id is set, else to ``low``."""
+    for old in range(begin, begin + size):
+        if slots[old, ROW] >= 0:
+            mixed = mix64(slots[old, ID])
+            place = high if (mixed >> np.uint64(bit)) & np.uint64(1) else low
+            slot = _probe(slots[old, ID], place[BEGIN] | (mixed & place[MASK]), place[MASK], slots)
+            slots[slot, ID] = slots[old, ID]
+            slots[slot, ROW] = slots[old, ROW]
+
+
+@kernel
+def collect(begin: Any, size: Any, first_shard: Any, last_shard: Any, slots: Any, mixed_out: Any, rows_out: Any,
+            count: Any) -> Any:  # fmt: skip
+    """Write mixed ids and rows of the ids of some virtual shards behind the first ``count``; returns the new count."""
+    for slot in range(begin, begin + size):
+        if slots[slot, ROW] >= 0:
+            mixed = mix64(slots[slot, ID])
+            shard = np.int64(mixed >> np.uint64(52))
+            if shard >= first_shard and shard < last_shard:
+                mixed_out[count] = mixed
+                rows_out[count] = slots[slot, ROW]
+                count += 1
+    return count

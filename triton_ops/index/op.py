@@ -1,0 +1,112 @@
+"""The id index: the row of each id, for all tables of a group in one call.
+
+N ids in a call, K runs of ids that belong to one table each, T tables, U new ids, S slots.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triton_ops.dispatch import choose
+from triton_ops.index.layout import NO_ROW, SHARDS, Inserted, RowPool
+from triton_ops.index.reference import ReferenceIndex
+
+
+class Index:
+    """Id -> row for T tables: find never changes anything, find_or_insert gives new ids the next row of their table.
+
+    A call serves any number of tables: ids [5, 7, 5] with splits [0, 2, 3] and tables [0, 1] are ids 5 and 7 of table 0
+    and id 5 of table 1, three different entries. Any int64 is an id. Ids may repeat within a call. Which row a new id
+    gets depends on the order of ids alone, not on the implementation. One thread at a time may use an index.
+
+    ``slots`` is where the CPU's index lies: int64 [S, 2], C-contiguous, its content without meaning; 8 slots a row and
+    128 a table are always enough. Raises MemoryError where it does not hold the first segment of each table.
+    """
+
+    def __init__(self, tables: int, slots: np.ndarray, device: torch.device | None = None) -> None:
+        self.tables = tables
+        self._implementation: Any
+        if choose("index", device or torch.device("cpu")) == "reference":
+            self._implementation = ReferenceIndex(tables)
+        else:
+            from triton_ops.index.segmented import SegmentedIndex
+
+            if slots.dtype != np.int64 or slots.ndim != 2 or slots.shape[1] != 2 or not slots.flags.c_contiguous:
+                raise ValueError(f"slots are {slots.dtype} {list(slots.shape)}; give a C-contiguous int64 [S, 2]")
+            self._implementation = SegmentedIndex(tables, slots)
+
+    def find(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, missing: int = NO_ROW) -> Tensor:
+        """The row of each id, int64 [N], ``missing`` for ids that have none.
+
+        ``ids_N`` is int64 [N]; ``splits_K1`` int64 [K + 1] from 0 to N; ``tables_K`` int64 [K]. Raises ValueError where
+        they do not fit.
+        """
+        self._check(ids_N, splits_K1, tables_K)
+        return self._implementation.find(ids_N.contiguous(), splits_K1, tables_K, missing)
+
+    def find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> Inserted:
+        """The row of each id; new ids get rows from ``pool``, in the order they are first seen.
+
+        Stops at the first id that gets no row: then ``full_table`` names its table, and rows from that id on are -1.
+        Arguments and errors as for `find`.
+        """
+        self._check(ids_N, splits_K1, tables_K)
+        return self._implementation.find_or_insert(ids_N.contiguous(), splits_K1, tables_K, pool)
+
+    def erase(self, ids_N: Tensor, table: int, pool: RowPool) -> int:
+        """Forget ids of one table and give their rows back to ``pool``, the last one first to be used again.
+
+        Ids that are not there, or were named before in the same call, are passed over. Returns how many were erased.
+        """
+        self._check_ids(ids_N)
+        return self._implementation.erase(ids_N.contiguous(), self._check_table(table), pool)
+
+    def items(self, table: int, first_shard: int = 0, last_shard: int = SHARDS) -> tuple[Tensor, Tensor]:
+        """Ids and rows of a table in virtual shards [first_shard, last_shard), ordered by mix64(id) as unsigned."""
+        if not 0 <= first_shard <= last_shard <= SHARDS:
+            raise ValueError(f"shards {first_shard} to {last_shard} are no range within 0 to {SHARDS}")
+        return self._implementation.items(self._check_table(table), first_shard, last_shard)
+
+    def clear(self, table: int) -> None:
+        """Forget all ids of a table. Its rows are the caller's to take back: their pool is not told."""
+        self._implementation.clear(self._check_table(table))
+
+    def count(self, table: int) -> int:
+        """How many ids a table holds."""
+        return self._implementation.count(self._check_table(table))
+
+    def stats(self, table: int) -> dict[str, int]:
+        """Sizes of a table's index: ids, slots, segments, index_bytes."""
+        return self._implementation.stats(self._check_table(table))
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything the index holds, as copies: arrays and plain values."""
+        return self._implementation.snapshot()
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Become what a snapshot of the same implementation holds; MemoryError where the slots do not hold it."""
+        self._implementation.restore(snapshot)
+
+    def _check(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor) -> None:
+        self._check_ids(ids_N)
+        if splits_K1.dtype != torch.int64 or tables_K.dtype != torch.int64:
+            raise ValueError(f"splits are {splits_K1.dtype} and tables {tables_K.dtype}; give int64")
+        splits, tables = splits_K1.numpy(), tables_K.numpy()
+        if len(splits) != len(tables) + 1:
+            raise ValueError(f"{len(splits)} splits for {len(tables)} runs of ids; give one more than there are runs")
+        if splits[0] != 0 or splits[-1] != len(ids_N) or (np.diff(splits) < 0).any():
+            raise ValueError(f"splits {splits.tolist()} must rise from 0 to the number of ids, {len(ids_N)}")
+        if len(tables) and not (tables.min() >= 0 and tables.max() < self.tables):
+            raise ValueError(f"tables {tables.tolist()} must be numbers within 0 to {self.tables - 1}")
+
+    @staticmethod
+    def _check_ids(ids_N: Tensor) -> None:
+        if ids_N.dtype != torch.int64 or ids_N.dim() != 1:
+            raise ValueError(f"ids are {ids_N.dtype} {list(ids_N.shape)}; give int64 [N]")
+
+    def _check_table(self, table: int) -> int:
+        if not 0 <= table < self.tables:
+            raise ValueError(f"there is no table {table}; there are {self.tables}")
+        return table

@@ -1,0 +1,51 @@
+"""First values of new rows.
+
+R rows of a group, U new rows, D row width, W width of the optimizer's state.
+"""
+
+import torch
+from torch import Tensor
+
+from triton_ops.dispatch import choose
+from triton_ops.initialize import reference
+from triton_ops.initialize.layout import FirstValues
+from triton_ops.row_layout import RECORD
+
+
+def initialize(
+    weight_RD: Tensor, state_RW: Tensor, meta_R4: Tensor, rows_U: Tensor, granule_table: Tensor, tables: FirstValues
+) -> None:
+    """Write the first weights, optimizer state and record of rows, in place.
+
+    A row's id is read from its record (column ID), its table from ``granule_table``; the rest of the record becomes 0.
+    Weights depend on (seed, table, id, column) alone: not on the row's number, its neighbours or the device. They are
+    computed in float64 and rounded once to the dtype of ``weight_RD``: constant and uniform values are the same bits
+    everywhere, normal ones within 4 units in the last place of the drawn value. Uniform values are multiples of
+    2^-24 of their range.
+
+    weight_RD and state_RW are float32 or float64, meta_R4 int64, rows_U int64 (each row once, in a granule of a table),
+    granule_table int32 [R / 64]. Raises ValueError where shapes or dtypes do not fit.
+    """
+    _check(weight_RD, state_RW, meta_R4, rows_U, granule_table)
+    if choose("initialize", weight_RD.device) == "reference":
+        reference.initialize(weight_RD, state_RW, meta_R4, rows_U, granule_table, tables)
+        return
+    from triton_ops.initialize import cpu
+
+    arrays = (tensor.numpy() for tensor in (weight_RD, state_RW, meta_R4, rows_U, granule_table))
+    cpu.initialize(*arrays, tables.kinds, tables.keys, tables.parameters, tables.states)
+
+
+def _check(weight_RD: Tensor, state_RW: Tensor, meta_R4: Tensor, rows_U: Tensor, granule_table: Tensor) -> None:
+    if not weight_RD.shape[0] == state_RW.shape[0] == meta_R4.shape[0] or meta_R4.shape[1] != RECORD:
+        raise ValueError(
+            f"weight {list(weight_RD.shape)}, state {list(state_RW.shape)} and meta {list(meta_R4.shape)} "
+            f"do not describe the same rows; give [R, D], [R, W] and [R, {RECORD}]"
+        )
+    if weight_RD.dtype not in (torch.float32, torch.float64) or state_RW.dtype != weight_RD.dtype:
+        raise ValueError(f"weight is {weight_RD.dtype}, state {state_RW.dtype}; both must be float32 or both float64")
+    if meta_R4.dtype != torch.int64 or rows_U.dtype != torch.int64 or granule_table.dtype != torch.int32:
+        raise ValueError(
+            f"meta is {meta_R4.dtype}, rows {rows_U.dtype}, granule_table {granule_table.dtype}; "
+            "they must be int64, int64 and int32"
+        )

@@ -1,0 +1,7 @@
+"""Hash tables of embeddings: id index, row store, groups of tables."""
+
+from recis_lightning.tables.group import PendingGrad, TableFullError, TableGroup, build_groups
+from recis_lightning.tables.table import DynamicTable, TableSlice
+from triton_ops.index import virtual_shard
+
+__all__ = ["DynamicTable", "PendingGrad", "TableFullError", "TableGroup", "TableSlice", "build_groups", "virtual_shard"]

@@ -1,0 +1,176 @@
+"""Tables of one width, dtype and kind of optimizer, looked up together.
+
+N ids in a call, K runs of ids that belong to one table each, U rows, D row width, R rows reserved, W width of state.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+import xxhash
+from torch import Tensor
+
+from recis_lightning.schema import Table
+from recis_lightning.tables.rows import DEFAULT_ROW, RowStore
+from recis_lightning.tables.table import DynamicTable
+from triton_ops.index import Index
+from triton_ops.initialize import FirstValue, FirstValues, initialize
+from triton_ops.row_update import state_slices
+
+
+class TableFullError(RuntimeError):
+    """A new id found no row, since all reserved ones are taken."""
+
+
+class PendingGrad(NamedTuple):
+    """Gradients that wait for the optimizer's step."""
+
+    rows: Tensor
+    """int64 [U], each row once."""
+    grads: Tensor
+    """[U, D]."""
+
+
+def build_groups(tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> list["TableGroup"]:
+    """Group tables that one lookup can serve: the same width, dtype and kind of optimizer, in the order declared."""
+    alike: defaultdict[tuple[Any, ...], list[Table]] = defaultdict(list)
+    for table in tables:
+        alike[table.dim, table.dtype, table.optimizer.kind].append(table)
+    return [TableGroup(members, seed=seed, max_rows=max_rows) for members in alike.values()]
+
+
+class TableGroup:
+    """The tables `group[0]`, `group[1]`, ... over one index and one store of rows; row numbers are the group's.
+
+    ``max_rows`` is how many rows its tables may have together; None takes what the machine's memory could hold twice
+    (see `RowStore`). Memory is used only for rows that ids have. A first value depends on seed, table name, id and
+    column alone. One thread at a time may use a group. Copies and pickles hold the rows in use, not the reservation.
+
+    Raises ValueError where the tables differ in width, dtype or kind of optimizer.
+    """
+
+    default_row = DEFAULT_ROW
+
+    def __init__(self, tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> None:
+        kinds = {(table.dim, table.dtype, table.optimizer.kind) for table in tables}
+        if len(kinds) != 1:
+            raise ValueError(
+                f"tables {', '.join(table.name for table in tables) or '(none)'} are of {len(kinds)} kinds; a group "
+                "takes tables of one width, dtype and kind of optimizer, as build_groups makes them"
+            )
+        self.dim, dtype, self.optimizer_kind = next(iter(kinds))
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.seed = seed
+        self.max_rows = max_rows
+        self.tables = tuple(DynamicTable(self, number, table) for number, table in enumerate(tables))
+        self.state_slices = state_slices(self.optimizer_kind, self.dim)
+        """Where in a row's state each part of it lies, by name."""
+        width = max((columns.stop for columns in self.state_slices.values()), default=0)
+        self.rows = RowStore(len(tables), self.dim, width, self.dtype, max_rows)
+        self.index = Index(len(tables), self.rows.slots.numpy())
+        self.pending: list[PendingGrad] = []
+        """What backward has left for the optimizer's next step."""
+        self._first_values = FirstValues.of([_first_value(table, seed) for table in tables])
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def __getitem__(self, number: int) -> DynamicTable:
+        return self.tables[number]
+
+    def __iter__(self) -> Iterator[DynamicTable]:
+        return iter(self.tables)
+
+    @property
+    def weight(self) -> Tensor:
+        """[R, D] over reserved memory: for ops that read rows. Never copy or save it, or a view of it, as a whole."""
+        return self.rows.weight
+
+    @property
+    def state(self) -> Tensor:
+        """[R, W] over reserved memory, as `weight`: optimizer state."""
+        return self.rows.state
+
+    @property
+    def meta(self) -> Tensor:
+        """int64 [R, 4] over reserved memory, as `weight`: the records that `triton_ops.row_layout` describes."""
+        return self.rows.meta
+
+    @property
+    def granule_table(self) -> Tensor:
+        """int32 [R / 64] over reserved memory: the table of each 64 rows, -1 where they are not trained."""
+        return self.rows.granule_table
+
+    def lookup(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, insert: bool) -> Tensor:
+        """The row of each id: ids [5, 7, 5], splits [0, 2, 3], tables [0, 1] look up 5 and 7 in table 0, 5 in table 1.
+
+        ``ids_N`` is int64 [N]; ``splits_K1`` int64 [K + 1] and ``table_index_K`` int32 or int64 [K] lie on the CPU; a
+        table may come up in several runs. Returns int64 [N]. With ``insert``, new ids get rows with their first values;
+        without, nothing changes and unknown ids read ``default_row``. Raises TableFullError where rows run out; ids
+        before the one that found none keep theirs.
+        """
+        table_index_K = table_index_K.to(torch.int64)
+        if not insert:
+            return self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
+        inserted = self.index.find_or_insert(ids_N, splits_K1, table_index_K, self.rows.pool)
+        if len(inserted.new_rows):
+            arrays = self.weight, self.state, self.meta, inserted.new_rows, self.granule_table
+            initialize(*arrays, self._first_values)
+        if inserted.full_table is not None:
+            raise TableFullError(self._describe_full(inserted.full_table))
+        return inserted.rows
+
+    def _describe_full(self, number: int) -> str:
+        sizes = ", ".join(f"{table.name} {len(table):,}" for table in sorted(self.tables, key=len, reverse=True)[:5])
+        return (
+            f"table '{self.tables[number].name}' is full: its group of {len(self.tables)} tables has room for "
+            f"{self.rows.capacity:,} rows, and they are taken (largest: {sizes}); give more with max_rows, or erase ids"
+        )
+
+    def coalesce(self) -> PendingGrad | None:
+        """All pending gradients as one, summed where they name the same row; None where there are none."""
+        if len(self.pending) < 2:
+            return self.pending[0] if self.pending else None
+        rows, inverse = torch.cat([part.rows for part in self.pending]).unique(return_inverse=True)
+        grads = torch.cat([part.grads for part in self.pending])
+        summed = grads.new_zeros(len(rows), grads.shape[1]).index_add_(0, inverse, grads)
+        self.pending = [PendingGrad(rows, summed)]
+        return self.pending[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "declarations": [table.declaration for table in self.tables],
+            "steps": [table.step for table in self.tables],
+            "seed": self.seed,
+            "max_rows": self.max_rows,
+            "rows": self.rows.snapshot(),
+            "index": self.index.snapshot(),
+            "pending": [PendingGrad(*(part.clone() for part in pending)) for pending in self.pending],
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        TableGroup.__init__(self, state["declarations"], seed=state["seed"], max_rows=state["max_rows"])
+        for table, step in zip(self.tables, state["steps"], strict=True):
+            table.step = step
+        self.rows.restore(state["rows"])
+        self.index.restore(state["index"])
+        self.pending = state["pending"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TableGroup":
+        copied = copy.copy(self)  # its state is a copy already
+        memo[id(self)] = copied
+        return copied
+
+
+def _first_value(table: Table, seed: int) -> FirstValue:
+    initializer = table.initializer
+    return FirstValue(
+        kind=initializer.kind,
+        arguments=asdict(initializer),
+        seed=seed,
+        table_hash=xxhash.xxh3_64_intdigest(table.name.encode()),
+        state=getattr(table.optimizer, "initial_accumulator_value", 0.0),
+    )

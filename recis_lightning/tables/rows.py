@@ -1,0 +1,147 @@
+"""The row store of a group: weights, optimizer state and records in reserved memory, and which table owns which rows.
+
+R rows reserved, D row width, W width of the optimizer's state, T tables.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recis_lightning.tables.memory import physical_memory, reserve
+from triton_ops.index import RowPool
+from triton_ops.index.layout import END, NEXT, NO_ROW
+from triton_ops.row_layout import GRANULE, ID, RECORD, UNTRAINED
+
+DEFAULT_ROW = 0
+"""The row of zeros that unknown ids read."""
+
+MOST_ROWS = 1 << 31
+FEWEST_ROWS = 1 << 16  # what a refused reservation is halved down to
+LARGEST_BLOCK = 1 << 16  # rows
+_FILLED_AHEAD = 1 << 12  # granules marked as untrained at a time
+
+SLOTS_PER_ROW = 8  # a segment is at least 1/8 full after it has grown, bar small ones and gaps between them
+
+
+@dataclass
+class _Blocks:
+    """The runs of rows that one table owns: the first one small, so that small tables stay small."""
+
+    bounds: list[tuple[int, int]] = field(default_factory=list)
+    used: int = 0
+    """How many of them have been handed to the pool; the rest were given back by `RowStore.clear`."""
+
+    @property
+    def rows(self) -> int:
+        return sum(end - begin for begin, end in self.bounds)
+
+
+class RowStore:
+    """Rows of a group of tables: blocks never move, so a row number is good for the life of the group.
+
+    ``weight`` [R, D], ``state`` [R, W], ``meta`` [R, 4] and ``granule_table`` [R / 64] are views of reserved memory,
+    laid out as `triton_ops.row_layout` says. Rows 0 to 63 are untrained zeros; row 0 is what unknown ids read.
+
+    ``max_rows`` is how many rows the group may ever have. None takes as many as would fill this machine's memory twice,
+    at most 2^31, and fewer where the system refuses that much address space.
+    """
+
+    def __init__(self, tables: int, dim: int, state_dim: int, dtype: torch.dtype, max_rows: int | None) -> None:
+        self.weight, self.state, self.meta, self.granule_table, self.slots = _reserve(
+            tables, dim, state_dim, dtype, max_rows
+        )
+        self.pool = RowPool(RowPool.empty_cursors(tables), self.meta[:, ID].numpy(), self._refill)
+        self._blocks = [_Blocks() for _ in range(tables)]
+        self._end = GRANULE  # rows behind this one belong to nobody
+        self._filled = 0
+        self._mark(0, GRANULE, UNTRAINED)
+
+    @property
+    def capacity(self) -> int:
+        """How many rows are reserved."""
+        return len(self.meta)
+
+    def _refill(self, table: int) -> bool:
+        """Point the pool to the next block of a table; False where all reserved rows are taken."""
+        blocks = self._blocks[table]
+        if blocks.used == len(blocks.bounds):
+            size = min(max(blocks.rows, GRANULE), LARGEST_BLOCK, self.capacity - self._end)
+            if size == 0:
+                return False
+            blocks.bounds.append((self._end, self._end + size))
+            self._mark(self._end, self._end + size, table)
+            self._end += size
+        self.pool.cursors[table, NEXT], self.pool.cursors[table, END] = blocks.bounds[blocks.used]
+        blocks.used += 1
+        return True
+
+    def _mark(self, begin: int, end: int, table: int) -> None:
+        """Say whose the granules of these rows are, and that those behind are nobody's yet."""
+        if end // GRANULE > self._filled:
+            ahead = end // GRANULE + _FILLED_AHEAD
+            self.granule_table[self._filled : ahead] = UNTRAINED
+            self._filled = ahead
+        self.granule_table[begin // GRANULE : end // GRANULE] = table
+
+    def clear(self, table: int) -> None:
+        """Take all rows of a table back; it keeps its blocks and starts anew with the first."""
+        self.pool.cursors[table] = 0, 0, NO_ROW
+        self._blocks[table].used = 0
+
+    def stats(self, table: int, ids: int) -> dict[str, int]:
+        """Of a table that holds so many ids: rows owned, rows erased and waiting for new ids, bytes of those owned."""
+        blocks = self._blocks[table]
+        handed_out = sum(end - begin for begin, end in blocks.bounds[: blocks.used])
+        fresh = int(self.pool.cursors[table, END] - self.pool.cursors[table, NEXT])
+        bytes_per_row = sum(array.shape[1] * array.dtype.itemsize for array in (self.weight, self.state, self.meta))
+        return {"rows": blocks.rows, "erased_rows": handed_out - fresh - ids, "row_bytes": blocks.rows * bytes_per_row}
+
+    def snapshot(self) -> dict[str, Any]:
+        """All it holds, as copies that end where its rows end."""
+        arrays = {name: array[: self._end].clone() for name, array in self._arrays()}
+        arrays["granule_table"] = self.granule_table[: self._end // GRANULE].clone()
+        blocks = [(list(blocks.bounds), blocks.used) for blocks in self._blocks]
+        return {"arrays": arrays, "blocks": blocks, "end": self._end, "cursors": self.pool.cursors.copy()}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Become what a snapshot holds; MemoryError where fewer rows are reserved."""
+        if snapshot["end"] > self.capacity:
+            raise MemoryError(
+                f"the copied group has {snapshot['end']} rows, {self.capacity} are reserved; raise max_rows"
+            )
+        for name, array in self._arrays():
+            array[: snapshot["end"]] = snapshot["arrays"][name]
+        self._mark(0, snapshot["end"], UNTRAINED)
+        self.granule_table[: snapshot["end"] // GRANULE] = snapshot["arrays"]["granule_table"]
+        self._blocks = [_Blocks(list(bounds), used) for bounds, used in snapshot["blocks"]]
+        self._end = snapshot["end"]
+        self.pool.cursors[:] = snapshot["cursors"]
+
+    def _arrays(self) -> Iterator[tuple[str, Tensor]]:
+        return iter((("weight", self.weight), ("state", self.state), ("meta", self.meta)))
+
+
+def _reserve(tables: int, dim: int, state_dim: int, dtype: torch.dtype, max_rows: int | None) -> tuple[Tensor, ...]:
+    """weight, state, meta, granule_table and the slots of the index."""
+    rows = max_rows
+    if rows is None:
+        bytes_per_row = (dim + state_dim) * dtype.itemsize + RECORD * 8
+        rows = min(MOST_ROWS, max(FEWEST_ROWS, 2 * physical_memory() // bytes_per_row))
+    while True:
+        granules = -(-rows // GRANULE) + 1  # the first is nobody's
+        capacity = granules * GRANULE
+        try:
+            return (
+                reserve((capacity, dim), dtype),
+                reserve((capacity, state_dim), dtype),
+                reserve((capacity, RECORD), torch.int64),
+                reserve((granules + _FILLED_AHEAD,), torch.int32)[:granules],
+                reserve((SLOTS_PER_ROW * capacity + 2 * GRANULE * tables, 2), torch.int64),
+            )
+        except MemoryError:
+            if max_rows is not None or rows <= FEWEST_ROWS:
+                raise
+            rows //= 2

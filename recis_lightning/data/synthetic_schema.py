@@ -1,0 +1,201 @@
+"""Make ORC files that fit any schema, so that a recipe runs where its real files are not.
+
+    synthesize(schema, "data/train", rows=10_000)
+    synthesize(schema, "data/valid", rows=1_000, split=1)   # other rows of the same hidden truth
+
+Every column gets its declared type and layout: a list column has null, empty and long rows, an `optional_list` holds
+one value or, where it is missing, none. Values are missing only where the schema lets them: ids, and columns with a
+default. Labels depend on the features, so that a model has something to learn.
+
+B rows of a block, N values of a column in it.
+"""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from recis_lightning.data.orc_writer import PartWriter
+from recis_lightning.data.synthetic import ZIPF_EXPONENT, sigmoid, to_ids
+from recis_lightning.schema import Column, Schema
+
+Values = NDArray[Any]
+Floats = NDArray[np.float64]
+
+BLOCK_ROWS = 1 << 14
+VOCABULARY = 1_000  # values of an id column, zipf over them
+LARGEST = {"int8": 100, "bool": 1}  # the wider types hold all that is drawn
+MISSING = 0.1  # of the values that may be missing
+LONGEST = 8  # list
+ARROW_TYPES = {
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "string": pa.string(),
+}
+
+
+def synthesize(
+    schema: Schema,
+    out_dir: str | Path,
+    rows: int,
+    seed: int = 0,
+    *,
+    split: int = 0,
+    parts: int = 2,
+    on_rows: Callable[[int], None] | None = None,
+) -> list[Path]:
+    """Write ``rows`` rows with all columns of ``schema`` as ORC part files in ``out_dir``; returns their paths.
+
+    A pure function of its arguments. ``seed`` decides what hides behind the labels, ``split`` which rows are drawn from
+    it. ``on_rows`` is told after each block how many rows were written. FileExistsError where ``out_dir`` holds ORC
+    files already.
+    """
+    if rows < 1 or parts < 1:
+        raise ValueError(f"rows is {rows}, parts is {parts}; need at least one of each")
+    with PartWriter(out_dir, part_rows=-(-rows // parts)) as writer:
+        for block, start in enumerate(range(0, rows, BLOCK_ROWS)):
+            count = min(BLOCK_ROWS, rows - start)
+            writer.write(_draw_block(schema, count, seed, np.random.default_rng([seed, split, block])))
+            if on_rows:
+                on_rows(count)
+    return writer.paths
+
+
+def _draw_block(schema: Schema, count: int, seed: int, rng: np.random.Generator) -> pa.Table:
+    task_columns = {column.name for column in schema.label_columns}
+    weighted = _weighted_with(schema)
+    layouts: dict[str, _Rows] = {}
+    arrays: dict[str, pa.Array] = {}
+    signals: list[Floats] = []
+    for column in schema.columns:
+        if column.name in task_columns:
+            continue
+        # Ids and their weights have one layout between them.
+        layout = layouts.setdefault(weighted.get(column.name, column.name), _draw_rows(schema, column, count, rng))
+        values_N, signal_N = _draw_values(schema, column, layout.values, seed, rng)
+        arrays[column.name] = _arrange(column, layout, values_N)
+        signals.append(layout.first(signal_N))
+    signal_B = np.sum(signals, axis=0) / np.sqrt(max(1, len(signals))) if signals else np.zeros(count)
+    arrays |= _draw_task_columns(schema, signal_B, rng)
+    return pa.table({column.name: arrays[column.name] for column in schema.columns})
+
+
+def _weighted_with(schema: Schema) -> dict[str, str]:
+    """Name a group for each column in a pair of ids and weights: (a, w), (b, w) -> a, b and w are in one group."""
+    group: dict[str, str] = {}
+    for feature in schema.embedded_features:
+        if feature.weights is not None:
+            pair = (schema.column_of(feature).name, feature.weights)
+            old = {group.get(name, name) for name in pair}
+            group |= dict.fromkeys([*pair, *(name for name, its in group.items() if its in old)], pair[0])
+    return group
+
+
+class _Rows:
+    """How many values each row has: ``lengths_B``, and which rows are null."""
+
+    def __init__(self, lengths_B: NDArray[np.int64], null_B: NDArray[np.bool_]) -> None:
+        self.null_B = null_B
+        self.offsets_B1 = np.concatenate([[0], np.cumsum(lengths_B)])
+
+    @property
+    def values(self) -> int:
+        return int(self.offsets_B1[-1])
+
+    def first(self, signal_N: Floats) -> Floats:
+        """A row's first value, 0 where it has none."""
+        filled_B = np.diff(self.offsets_B1) > 0
+        first_B = np.zeros(len(filled_B))
+        first_B[filled_B] = signal_N[self.offsets_B1[:-1][filled_B]]
+        return first_B
+
+
+def _draw_rows(schema: Schema, column: Column, count: int, rng: np.random.Generator) -> _Rows:
+    missing_B = rng.random(count) < MISSING
+    if column.layout == "list":
+        lengths_B = rng.integers(0, LONGEST + 1, count)
+        return _Rows(np.where(missing_B, 0, lengths_B), missing_B)
+    if not _may_miss(schema, column):
+        missing_B[:] = False
+    return _Rows((~missing_B).astype(np.int64), missing_B & (column.layout == "scalar"))
+
+
+def _may_miss(schema: Schema, column: Column) -> bool:
+    return schema.is_id_column(column.name) or column.default is not None
+
+
+def _arrange(column: Column, rows: _Rows, values_N: Values) -> pa.Array:
+    """Lay values out as the file has them."""
+    values = pa.array(values_N, ARROW_TYPES[column.dtype])
+    if column.layout == "scalar":
+        position_B = np.minimum(rows.offsets_B1[:-1], max(0, len(values_N) - 1))
+        return values.take(pa.array(position_B, mask=rows.null_B))
+    offsets_B1 = pa.array(rows.offsets_B1.astype(np.int32))
+    return pa.ListArray.from_arrays(offsets_B1, values, mask=pa.array(rows.null_B))
+
+
+def _draw_values(
+    schema: Schema, column: Column, count: int, seed: int, rng: np.random.Generator
+) -> tuple[Values, Floats]:
+    """Draw values as the file has them, and what each adds to the signal behind the labels."""
+    if schema.is_id_column(column.name) or column.hash:
+        return _draw_ids(schema, column, count, seed, rng)
+    if any(feature.weights == column.name for feature in schema.features):
+        return _as_stored(column, rng.uniform(0.1, 2.0, count)), np.zeros(count)
+    numbers_N = rng.exponential(10.0, count)  # positive and long-tailed, as counts and prices are
+    signal_N = (np.minimum(numbers_N, 40.0) - 10.0) / 10.0
+    return _as_stored(column, numbers_N), signal_N
+
+
+def _draw_ids(schema: Schema, column: Column, count: int, seed: int, rng: np.random.Generator) -> tuple[Values, Floats]:
+    # Columns that share a table share their ids.
+    tables = [f.table for f in schema.embedded_features if schema.column_of(f).name == column.name]
+    name = tables[0] if tables and tables[0] else column.name
+    key = zlib.crc32(name.encode())
+    size = min(VOCABULARY, LARGEST.get(column.dtype, VOCABULARY) + 1)
+    cumulated_V = np.cumsum(np.arange(1.0, size + 1) ** -ZIPF_EXPONENT)
+    ranks_N = np.searchsorted(cumulated_V, rng.random(count) * cumulated_V[-1], side="right")
+    signal_N = np.random.default_rng([seed, key]).standard_normal(size)[ranks_N]
+    if column.hash:
+        return np.array([f"{name}-{rank}" for rank in ranks_N.tolist()], object), signal_N
+    wide = column.dtype == "int64" or column.parse == "int64"
+    return _as_stored(column, to_ids(key & 0xFFFF, ranks_N, seed) if wide else ranks_N), signal_N
+
+
+def _as_stored(column: Column, numbers_N: Values) -> Values:
+    """Cast numbers to what the file holds: 12.5 -> 12.5, 12, True or "12.5"."""
+    if column.dtype in ("float32", "float64"):
+        return numbers_N.astype(column.dtype)
+    if column.parse == "float32":
+        return np.array([str(round(number, 3)) for number in numbers_N.tolist()], object)
+    integers_N = np.minimum(numbers_N.astype(np.int64), LARGEST.get(column.dtype, np.iinfo(np.int64).max))
+    return integers_N.astype(str).astype(object) if column.dtype == "string" else integers_N.astype(column.dtype)
+
+
+def _draw_task_columns(schema: Schema, signal_B: Floats, rng: np.random.Generator) -> dict[str, pa.Array]:
+    """Labels that follow the signal, and the columns of `where` and `sample_weight` beside them."""
+    drawn: dict[str, Floats] = {}
+    count = len(signal_B)
+    for task in schema.tasks:
+        if task.loss == "bce":
+            labels_B = rng.random(count) < sigmoid(signal_B - 1.0)
+            drawn[task.label] = labels_B.astype(np.float64)
+        else:
+            drawn[task.label] = np.maximum(0.0, 3.0 + signal_B + 0.3 * rng.standard_normal(count))
+    for task in schema.tasks:
+        if task.where:
+            drawn.setdefault(task.where, rng.integers(0, 2, count).astype(np.float64))
+        if task.sample_weight:
+            drawn.setdefault(task.sample_weight, rng.integers(1, 4, count).astype(np.float64))
+    every = _Rows(np.ones(count, np.int64), np.zeros(count, np.bool_))
+    columns = {name: schema.column(name) for name in drawn}
+    return {name: _arrange(columns[name], every, _as_stored(columns[name], values)) for name, values in drawn.items()}

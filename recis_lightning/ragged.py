@@ -3,7 +3,8 @@
 B batch rows, N values in the batch, S longest row, L level of nesting.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Rows of unequal length, one behind the other: rows [[1, 2], [], [3]] are values [1, 2, 3] with offsets [0, 2, 2, 3].
+    """Rows of unequal length, one behind the other: [[1, 2], [], [3]] is values [1, 2, 3] with offsets [0, 2, 2, 3].
 
     ``values`` is [N, ...]; ``offsets`` is int64 [B + 1], starts at 0, never falls and ends at N; ``weights`` is [N] or
     None. Nested lists have more offsets, outermost first: ``offsets`` then counts the rows of ``inner_offsets[0]``, and
-    the last of ``inner_offsets`` counts values: [[[1, 2], [3]], []] has offsets [0, 2, 2] and inner_offsets ([0, 2, 3],).
+    the last of ``inner_offsets`` counts values: [[[1, 2], [3]], []] has offsets [0, 2, 2], inner_offsets ([0, 2, 3],).
 
     Raises ValueError where dtypes or ranks do not fit. That the numbers inside offsets fit is not checked here, since
     reading them would wait for the device: `Ragged.check` does.
@@ -33,6 +34,8 @@ class Ragged:
         for name, offsets in self._named_offsets():
             if offsets.dtype != torch.int64 or offsets.dim() != 1:
                 raise ValueError(f"{name} is {offsets.dtype} {list(offsets.shape)}, need int64 [rows + 1]")
+        if self.values.dim() == 0:
+            raise ValueError("values are one number, need [N, ...]; give one value for each entry of the rows")
         if self.weights is not None and self.weights.shape != self.values.shape[:1]:
             raise ValueError(
                 f"weights are {list(self.weights.shape)} for values {list(self.values.shape)}; give one weight a value"
@@ -44,7 +47,7 @@ class Ragged:
             yield f"inner_offsets[{level}]", offsets
 
     def check(self) -> "Ragged":
-        """Raise ValueError where offsets do not start at 0, fall, or end elsewhere than their values; returns itself."""
+        """This ragged; ValueError where offsets do not start at 0, fall, or end elsewhere than their values."""
         bounds = [*(len(inner) - 1 for inner in self.inner_offsets), len(self.values)]
         for (name, offsets), bound in zip(self._named_offsets(), bounds, strict=True):
             if len(offsets) == 0 or int(offsets[0]) != 0:
@@ -140,9 +143,16 @@ class Ragged:
 
     @staticmethod
     def from_padded(padded: Tensor, lengths: Tensor) -> "Ragged":
-        """Cut rows out of dense [B, S, ...]: [[1, 2], [9, 9]] with lengths [2, 0] -> [[1, 2], []]."""
-        if lengths.shape != padded.shape[:1]:
+        """Cut rows out of dense [B, S, ...]: [[1, 2], [9, 9]] with lengths [2, 0] -> [[1, 2], []].
+
+        ``lengths`` are integers [B]. Raises ValueError where one is negative or above S.
+        """
+        if padded.dim() < 2 or lengths.shape != padded.shape[:1]:
             raise ValueError(f"lengths are {list(lengths.shape)} for {list(padded.shape)}; give one length a row")
+        misfit = (lengths < 0) | (lengths > padded.shape[1])
+        if bool(misfit.any()):
+            row = int(misfit.nonzero()[0])
+            raise ValueError(f"row {row} has length {int(lengths[row])}, but there are {padded.shape[1]} places a row")
         kept = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int64, device=padded.device)
         torch.cumsum(lengths, 0, out=offsets[1:])
@@ -154,18 +164,28 @@ class Ragged:
 
     @staticmethod
     def from_nested(nested: Tensor, weights: Tensor | None = None) -> "Ragged":
-        """The rows of a jagged nested tensor, without a copy."""
-        return Ragged(nested.values(), nested.offsets().to(torch.int64), weights)
+        """The rows of a nested tensor in jagged layout, without a copy where it has no holes.
+
+        Raises ValueError for other layouts, and where another dimension than the second is the ragged one.
+        """
+        if nested.layout is not torch.jagged or isinstance(nested.shape[1], int):
+            raise ValueError(
+                f"the tensor is {nested.layout} {list(nested.shape)}; need a jagged nested tensor [B, *, ...]"
+            )
+        packed: Any = nested.contiguous()  # a narrowed one has holes between its rows
+        return Ragged(packed.values(), packed.offsets().to(torch.int64), weights)
 
 
-def _flatten_ragged(ragged: Ragged) -> tuple[list[Any], Any]:
-    return [ragged.values, ragged.offsets, ragged.weights, ragged.inner_offsets], None
+def _flatten_ragged(ragged: Ragged) -> tuple[list[Any], bool]:
+    # torch's pytrees take None for a leaf, so absent weights go into the context.
+    children: list[Any] = [ragged.values, ragged.offsets, ragged.inner_offsets]
+    return (children if ragged.weights is None else [*children, ragged.weights]), ragged.weights is not None
 
 
-def _unflatten_ragged(children: Any, _context: Any) -> Ragged:
+def _unflatten_ragged(children: Iterable[Any], has_weights: bool) -> Ragged:
     # Not through __post_init__: a pytree may carry anything in a leaf's place while it is being mapped.
-    ragged = object.__new__(Ragged)
-    for name, child in zip(("values", "offsets", "weights", "inner_offsets"), children, strict=True):
+    ragged, fields = object.__new__(Ragged), ("values", "offsets", "inner_offsets", "weights")
+    for name, child in zip(fields, [*children, None][:4], strict=True):
         object.__setattr__(ragged, name, child)
     return ragged
 
@@ -183,14 +203,12 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def view(self, buffer: Tensor) -> Tensor:
         """The part as a tensor that shares the buffer's memory."""
-        return buffer[self.start : self.start + self.nbytes].view(self.dtype).view(self.shape)
+        flat = buffer[self.start : self.start + self.nbytes].view(self.dtype)
+        return flat if len(self.shape) == 1 else flat.view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -233,6 +251,10 @@ class Batch(Mapping[str, Tensor | Ragged]):
     def __len__(self) -> int:
         """Number of named entries, as for every mapping; the number of rows is ``size``."""
         return len(self.layout)
+
+    # Not Mapping's, which would compare tensors: a batch is equal to itself.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @property
     def device(self) -> torch.device:

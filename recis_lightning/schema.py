@@ -4,7 +4,7 @@
       - {name: label, dtype: float32}
       - {name: "c{1..26}", dtype: int64}                 # a pattern declares c1, c2, ... c26
     tables:
-      - {name: "c{1..26}", dim: 16, initializer: {kind: uniform, low: -0.05, high: 0.05}, optimizer: {kind: adagrad, lr: 0.05}}
+      - {name: "c{1..26}", dim: 16, initializer: {kind: normal, std: 0.01}, optimizer: {kind: adagrad, lr: 0.05}}
     features:
       - {name: "c{1..26}", table: "c{1..26}", pooling: sum}
     tasks:
@@ -15,12 +15,11 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
-
-Declared = TypeVar("Declared")
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 
 class SchemaError(ValueError):
@@ -32,7 +31,7 @@ class SchemaError(ValueError):
         super().__init__(f"the schema has {count}:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
-# ---------------------------------------------------------------------------- kinds: optimizers, initialisers, transforms
+# ------------------------------------------------------------------------- kinds: optimizers, initialisers, transforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,7 @@ class RowwiseAdagrad:
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
-    """weight -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), as torch.optim.SparseAdam: touched rows only."""
+    """weight -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps) on touched rows, as torch.optim.SparseAdam."""
 
     kind: ClassVar[str] = "adam"
     lr: float = 1e-3
@@ -158,7 +157,7 @@ Initializer = Constant | Uniform | Normal | TruncatedNormal
 Transform = Log1p | Clip | Modulo | Bucketize
 
 
-# ------------------------------------------------------------------------------------------------------- the declarations
+# ---------------------------------------------------------------------------------------------------- the declarations
 
 Dtype = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool", "string"]
 Layout = Literal["scalar", "list", "optional_list"]
@@ -173,15 +172,15 @@ class Column:
     name: str
     """Its name, or a pattern: `c{1..26}` declares 26 columns."""
     dtype: Dtype
-    """The type of its values in the file, checked before training. Batches carry integers as int64, floats as float32."""
+    """The type of its values in the file, checked before training. Batches carry ids as int64, all else as float32."""
     layout: Layout = "scalar"
     """`list` for list columns; `optional_list` for lists of length 0 or 1, where the empty list is a missing value."""
     hash: Literal["farm", "murmur"] | None = None
-    """How strings become 64-bit ids while reading: FarmHash Fingerprint64 or MurmurHash64A (seed 0), as signed int64."""
+    """How strings become signed 64-bit ids while reading: FarmHash Fingerprint64, or MurmurHash64A with seed 0."""
     parse: Literal["int64", "float32"] | None = None
     """Read strings as numbers; a string that is none is an error that names file and row."""
     default: float | int | None = None
-    """Stands for a missing value. Without one, a missing id is no id, and a missing dense value or label is an error."""
+    """Stands for a missing value. Without one a missing id is no id, and a missing dense value or label is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +198,7 @@ class Feature:
     weights: str | None = None
     """A list column of float weights, one for each id."""
     transforms: tuple[Transform, ...] = ()
-    """Applied in order: {kind: log1p}, {kind: clip, low: 0, high: 9}, {kind: modulo, divisor: 1000}, {kind: bucketize, ...}."""
+    """Applied in order: log1p, {kind: clip, low: 0, high: 9}, {kind: modulo, divisor: 1000}, {kind: bucketize, ...}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,32 +244,40 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def expand(pattern: str) -> list[str]:
-    """Expand one pair of braces: `c{1..3}` -> c1, c2, c3; `{user,item}_id` -> user_id, item_id; others as they are."""
+    """Expand one pair of braces: `c{1..3}` -> c1, c2, c3; `{user,item}_id` -> user_id, item_id; `d{08..10}` -> d08, ...
+
+    A name without braces stands for itself. Raises ValueError where braces do not pair, or name nothing.
+    """
     match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    inside = match.group(1)
+    before, inside, after = (pattern[: match.start()], match[1], pattern[match.end() :]) if match else (pattern, "", "")
+    parts = _list_parts(inside) if match else [""]
+    if not parts or re.search("[{}]", before + after):
+        raise ValueError(f"pattern '{pattern}' names nothing; write one {{1..26}} or one {{user,item}}")
+    return [before + part + after for part in parts]
+
+
+def _list_parts(inside: str) -> list[str]:
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
     if numbers:
-        parts = [str(number) for number in range(int(numbers[1]), int(numbers[2]) + 1)]
-    else:
-        parts = [part.strip() for part in inside.split(",")]
-    if not parts or not all(parts) or _BRACES.search(pattern, match.end()):
-        raise ValueError(f"pattern '{pattern}' names nothing; write one {{1..26}} or one {{user,item}}")
-    return [pattern[: match.start()] + part + pattern[match.end() :] for part in parts]
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0  # 08..10 -> 08, 09, 10
+        return [str(number).zfill(width) for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+    parts = [part.strip() for part in inside.split(",")]
+    return parts if all(parts) else []
 
 
-def _expand_declaration(declaration: Declared, fields: Sequence[str]) -> Iterator[Declared]:
+def _expand_declaration(declaration: Any, fields: Sequence[str]) -> list[Any]:
     """Expand the patterns of several fields in step: name `c{1..2}`, table `t{1..2}` -> (c1, t1), (c2, t2)."""
-    assert dataclasses.is_dataclass(declaration)
     expansions = {name: expand(value) for name in fields if (value := getattr(declaration, name)) is not None}
     count = len(expansions["name"])
     for name, values in expansions.items():
         if len(values) not in (1, count):
             raise ValueError(f"'{name}' expands to {len(values)} names, 'name' to {count}; let them run in step")
-    for index in range(count):
-        changes = {name: values[index if len(values) > 1 else 0] for name, values in expansions.items()}
-        yield dataclasses.replace(declaration, **changes)
+    return [
+        dataclasses.replace(
+            declaration, **{name: values[index if len(values) > 1 else 0] for name, values in expansions.items()}
+        )
+        for index in range(count)
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -286,37 +293,61 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; there are: {listed}" if known else "; there are none"
 
 
-def _matches(value: Any, annotation: Any) -> bool:
-    """Whether a plain value from YAML fits a field's annotation."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        return len(kinds) == len(value) and all(map(_matches, value, kinds))
-    if arguments:  # a union
-        return any(_matches(value, argument) for argument in arguments)
-    if annotation is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return value is None if annotation is type(None) else isinstance(value, annotation)
+@dataclass(frozen=True)
+class _Unread:
+    """In the place of a declaration that can't be read: what refers to it by name is right, and not reported."""
+
+    name: str | None
 
 
-def _describe(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(map(str, get_args(annotation)))
-    if get_args(annotation) and get_origin(annotation) is not tuple:
-        return " or ".join(_describe(argument) for argument in get_args(annotation))
-    return {type(None): "none"}.get(annotation, getattr(annotation, "__name__", str(annotation)))
+def _read_section(section: str, items: Any, problems: list[str]) -> list[Any]:
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        problems.append(f"section '{section}' is {items!r}; write a list")
+        return [_Unread(None)]
+    declared: list[Any] = []
+    for index, item in enumerate(items):
+        declaration = _read(_SECTIONS[section][0], item, _label(section, index, item), problems)
+        name = item.get("name") if isinstance(item, Mapping) else None
+        declared.append(declaration or _Unread(name if isinstance(name, str) else None))
+    return declared
 
 
-def _read_number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a string, since it wants 1.0e-3; take it for the number that was meant."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
-        return float(value)
+def _label(section: str, index: int, item: Any) -> str:
+    name = item.get("name") if isinstance(item, Mapping) else getattr(item, "name", None)
+    return f"{section[:-1]} '{name}'" if name else f"{section}[{index}]"
+
+
+def _read(cls: type, settings: Any, where: str, problems: list[str]) -> Any:
+    """Build a declaration from a mapping; None, and a line in ``problems``, where options are unknown or missing."""
+    if isinstance(settings, cls):
+        return settings
+    if not isinstance(settings, Mapping):
+        problems.append(f"{where} is {settings!r}; write a mapping with {', '.join(_field_types(cls)) or 'no options'}")
+        return None
+    types, before = _field_types(cls), len(problems)
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in types:
+            problems.append(f"{where}: unknown option '{key}'{did_you_mean(str(key), types)}")
+        elif (cls, key) in _NESTED:
+            values[key] = _NESTED[cls, key](value, f"{where}.{key}", problems)
+        else:
+            values[key] = _read_value(value, types[key])
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    problems += [f"{where}: '{name}' is missing" for name in required if name not in settings]
+    return cls(**values) if len(problems) == before else None
+
+
+def _field_types(cls: type) -> dict[str, Any]:
+    return {field.name: field.type for field in dataclasses.fields(cls)}
+
+
+def _read_value(value: Any, annotation: Any) -> Any:
+    """Lists become tuples; '1e-3', which YAML 1.1 takes for a string, becomes the number that was meant."""
+    if isinstance(value, list):
+        return tuple(_read_value(item, annotation) for item in value)
+    if isinstance(value, str) and "float" in str(annotation):
+        return float(value) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value) else value
     return value
 
 
@@ -325,45 +356,14 @@ def _read_kind(value: Any, kinds: Mapping[str, type], where: str, problems: list
     if isinstance(value, tuple(kinds.values())):
         return value
     settings = {"kind": value} if isinstance(value, str) else value
-    if not isinstance(settings, Mapping) or "kind" not in settings:
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("kind"), str):
         problems.append(f"{where} is {value!r}; write a mapping with a kind, one of {', '.join(kinds)}")
         return None
     kind = settings["kind"]
     if kind not in kinds:
-        problems.append(f"{where}: unknown kind '{kind}'{did_you_mean(str(kind), kinds)}")
+        problems.append(f"{where}: unknown kind '{kind}'{did_you_mean(kind, kinds)}")
         return None
     return _read(kinds[kind], {key: item for key, item in settings.items() if key != "kind"}, where, problems)
-
-
-def _read(cls: type, settings: Any, where: str, problems: list[str]) -> Any:
-    """Build a declaration from a mapping, adding to ``problems`` what does not fit; None where it can't be built."""
-    if isinstance(settings, cls):
-        return settings
-    if not isinstance(settings, Mapping):
-        problems.append(f"{where} is {settings!r}; write a mapping with {', '.join(_field_types(cls))}")
-        return None
-    types = _field_types(cls)
-    values, before = {}, len(problems)
-    for key, value in settings.items():
-        if key not in types:
-            problems.append(f"{where}: unknown option '{key}'{did_you_mean(str(key), types)}")
-            continue
-        nested = _NESTED.get((cls, key))
-        if nested is not None:
-            values[key] = nested(value, f"{where}.{key}", problems)
-            continue
-        value = _read_number(tuple(map(_read_number, value)) if isinstance(value, list) else value)
-        if _matches(value, types[key]):
-            values[key] = value
-        else:
-            problems.append(f"{where}.{key} is {value!r}, need {_describe(types[key])}")
-    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
-    problems += [f"{where}: '{name}' is missing" for name in required if name not in settings]
-    return cls(**values) if len(problems) == before else None
-
-
-def _field_types(cls: type) -> dict[str, Any]:
-    return {field.name: field.type for field in dataclasses.fields(cls)}
 
 
 def _read_transforms(value: Any, where: str, problems: list[str]) -> tuple[Any, ...]:
@@ -388,7 +388,7 @@ _SECTIONS: dict[str, tuple[type, tuple[str, ...]]] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------- Schema
+# --------------------------------------------------------------------------------------------------------------- Schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,54 +400,36 @@ class Schema:
     tables: tuple[Table, ...] = ()
     tasks: tuple[Task, ...] = ()
     _by_name: Mapping[str, Mapping[str, Any]] = field(init=False, repr=False, compare=False)
+    _id_columns: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
-        for section, (_, patterns) in _SECTIONS.items():
-            expanded: list[Any] = []
-            for index, declaration in enumerate(getattr(self, section)):
-                try:
-                    expanded += _expand_declaration(declaration, patterns)
-                except ValueError as error:
-                    problems.append(f"{section}[{index}]: {error}")
-            object.__setattr__(self, section, tuple(expanded))
-            names = [declaration.name for declaration in expanded]
-            problems += [f"{section}: '{name}' is declared twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-        by_name = {section: {item.name: item for item in getattr(self, section)} for section in _SECTIONS}
-        object.__setattr__(self, "_by_name", by_name)
-        problems += _find_mistakes(self)
+        sections, problems = _resolve({section: getattr(self, section) for section in _SECTIONS})
         if problems:
             raise SchemaError(problems)
+        for name, section in sections.items():
+            object.__setattr__(self, name, tuple(section.declared.values()))
+        object.__setattr__(self, "_by_name", {name: section.declared for name, section in sections.items()})
+        object.__setattr__(self, "_id_columns", _find_id_columns(self.features))
 
     @staticmethod
     def from_dict(settings: "Mapping[str, Any] | Schema") -> "Schema":
         """Read the mapping that a YAML file holds; SchemaError lists every mistake in it."""
         if isinstance(settings, Schema):
             return settings
-        problems: list[str] = []
-        read: dict[str, tuple[Any, ...]] = {}
-        for key, items in settings.items():
-            if key not in _SECTIONS:
-                problems.append(f"unknown section '{key}'{did_you_mean(str(key), _SECTIONS)}")
-            elif not isinstance(items, Sequence) or isinstance(items, str):
-                problems.append(f"section '{key}' is {items!r}; write a list")
-            else:
-                read[key] = tuple(
-                    _read(_SECTIONS[key][0], item, _label(key, index, item), problems) for index, item in enumerate(items)
-                )
+        if not isinstance(settings, Mapping):
+            raise SchemaError([f"it is {settings!r}; write a mapping with {', '.join(_SECTIONS)}"])
+        problems = [
+            f"unknown section '{key}'{did_you_mean(str(key), _SECTIONS)}" for key in settings if key not in _SECTIONS
+        ]
+        declared = {section: _read_section(section, settings.get(section, ()), problems) for section in _SECTIONS}
         if "columns" not in settings:
             problems.append("section 'columns' is missing")
+            declared["columns"] = [_Unread(None)]
+        # What can be read is checked beside what cannot, so that one run shows every mistake.
+        problems += _resolve(declared)[1]
         if problems:
-            # What could be read is checked as well, so that one run shows every mistake.
-            parts = {key: tuple(item for item in items if item is not None) for key, items in read.items()}
-            complete = all(len(parts[key]) == len(read[key]) for key in read) and "columns" in read
-            if complete:
-                try:
-                    Schema(**parts)
-                except SchemaError as error:
-                    problems += error.problems
             raise SchemaError(problems)
-        return Schema(**read)
+        return Schema(**{section: tuple(items) for section, items in declared.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, mappings and values, JSON- and YAML-friendly; `from_dict` reads it back to an equal schema."""
@@ -495,18 +477,10 @@ class Schema:
     def is_id_column(self, name: str) -> bool:
         """Whether a batch carries this column as ids (Ragged int64) rather than as dense float32 [B].
 
-        A column is read as ids where a feature with a table takes it as it is, that is without a bucketize on the way;
-        integer columns of no such feature (labels, counts) are dense.
+        A column is read as ids where a feature with a table takes it as it is, or by a modulo, rather than by a
+        bucketize: integer columns of no such feature (labels, counts) are dense.
         """
-        return any(
-            self.column_of(feature).name == name and not any(isinstance(t, Bucketize) for t in feature.transforms)
-            for feature in self.embedded_features
-        )
-
-
-def _label(section: str, index: int, item: Any) -> str:
-    name = item.get("name") if isinstance(item, Mapping) else getattr(item, "name", None)
-    return f"{section[:-1]} '{name}'" if name else f"{section}[{index}]"
+        return name in self._id_columns
 
 
 def _to_plain(declaration: Any) -> Any:
@@ -518,131 +492,270 @@ def _to_plain(declaration: Any) -> Any:
     return kind | {item.name: _to_plain(getattr(declaration, item.name)) for item in dataclasses.fields(declaration)}
 
 
-# ------------------------------------------------------------------------------------------------------------- the checks
+def _find_id_columns(features: Iterable[Feature]) -> frozenset[str]:
+    def reads_ids(feature: Feature) -> bool:
+        first = next((t for t in feature.transforms if isinstance(t, Modulo | Bucketize)), None)
+        return feature.table is not None and not isinstance(first, Bucketize)
+
+    return frozenset(feature.column or feature.name for feature in features if reads_ids(feature))
 
 
-def _find_mistakes(schema: Schema) -> Iterator[str]:
-    for column in schema.columns:
-        yield from _check_column(column)
-    for feature in schema.features:
-        yield from _check_feature(schema, feature)
-    for table in schema.tables:
-        yield from _check_table(schema, table)
-    for task in schema.tasks:
-        yield from _check_task(schema, task)
+# ----------------------------------------------------------------------------------------------------------- the checks
 
 
-def _check_column(column: Column) -> Iterator[str]:
+@dataclass
+class _Section:
+    """One section's declarations by name, patterns expanded; None for one that could not be read."""
+
+    declared: dict[str, Any] = field(default_factory=dict)
+    complete: bool = True
+    """False where something in it could not be read that may declare any name."""
+
+    def lacks(self, name: str) -> bool:
+        return self.complete and name not in self.declared
+
+
+def _resolve(declared: Mapping[str, Sequence[Any]]) -> tuple[dict[str, _Section], list[str]]:
+    """Expand the patterns of all declarations, and list every mistake in them."""
+    problems: list[str] = []
+    sections = {name: _resolve_section(name, declared[name], problems) for name in _SECTIONS}
+    problems += _find_mistakes(sections)
+    return sections, problems
+
+
+def _resolve_section(name: str, items: Sequence[Any], problems: list[str]) -> _Section:
+    section, (cls, patterns) = _Section(), _SECTIONS[name]
+    for index, item in enumerate(items):
+        where = _label(name, index, item)
+        if not isinstance(item, cls | _Unread):
+            problems.append(f"{where} is {item!r}, need a {cls.__name__}; Schema.from_dict reads plain mappings")
+            item = _Unread(None)
+        misfits = [] if isinstance(item, _Unread) else list(_find_misfits(where, item))
+        if misfits:
+            problems += misfits
+            item = _Unread(item.name if isinstance(item.name, str) else None)
+        if item.name is None:
+            section.complete = False
+            continue
+        try:
+            expanded = _expand_declaration(item, ("name",) if isinstance(item, _Unread) else patterns)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            section.complete = False
+            continue
+        for declaration in expanded:
+            if declaration.name in section.declared:
+                problems.append(f"{name}: '{declaration.name}' is declared twice")
+            section.declared.setdefault(declaration.name, None if isinstance(declaration, _Unread) else declaration)
+    return section
+
+
+def _find_misfits(where: str, declaration: Any) -> Iterator[str]:
+    """Fields whose values are not of their type, kinds within included."""
+    for name, annotation in _field_types(type(declaration)).items():
+        value = getattr(declaration, name)
+        if not _matches(value, annotation):
+            yield f"{where}.{name} is {value!r}, need {_describe(annotation)}"
+            continue
+        inner = enumerate(value) if isinstance(value, tuple) else [("", value)]
+        for index, item in inner:
+            if dataclasses.is_dataclass(item):
+                yield from _find_misfits(f"{where}.{name}[{index}]" if index != "" else f"{where}.{name}", item)
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    """Whether a value fits a field's annotation; an integer is a number, infinity is none."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        return len(kinds) == len(value) and all(map(_matches, value, kinds))
+    if arguments:  # a union
+        return any(_matches(value, argument) for argument in arguments)
+    if annotation is float:
+        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str) and value != ""
+    return isinstance(value, annotation)
+
+
+_TYPE_NAMES = {int: "an integer", float: "a finite number", str: "a name", type(None): "nothing"}
+
+
+def _describe(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        count = "" if arguments[-1] is Ellipsis else f" of {len(arguments)}"
+        return f"a tuple (a list in YAML){count}, each {_describe(arguments[0])}"
+    if arguments:
+        return " or ".join(_describe(argument) for argument in arguments)
+    return _TYPE_NAMES.get(annotation, annotation.__name__)
+
+
+def _find_mistakes(sections: Mapping[str, _Section]) -> Iterator[str]:
+    columns, features, tables, tasks = (
+        [item for item in sections[name].declared.values() if item is not None] for name in _SECTIONS
+    )
+    id_columns = _find_id_columns(features)
+    looked_up = {feature.table for feature in features}
+    all_features_read = sections["features"].complete and len(features) == len(sections["features"].declared)
+    for column in columns:
+        yield from _check_column(column, column.name in id_columns)
+    for feature in features:
+        yield from _check_feature(feature, sections, id_columns)
+    for table in tables:
+        if table.name not in looked_up and all_features_read:
+            yield f"table '{table.name}' is looked up by no feature; name it in one, or drop it"
+        yield from _check_table(table)
+    for task in tasks:
+        yield from _check_task(task, sections["columns"], id_columns)
+
+
+def _check_column(column: Column, holds_ids: bool) -> Iterator[str]:
     where = f"column '{column.name}'"
     if column.dtype != "string" and (column.hash or column.parse):
         yield f"{where} is {column.dtype}; hash and parse are for strings"
     if column.dtype == "string" and bool(column.hash) == bool(column.parse):
         yield f"{where} is a string; say hash: farm (or murmur) to get ids, or parse: float32 (or int64) to get numbers"
-    if column.hash and column.default is not None:
-        yield f"{where} is hashed; a missing id is no id, so leave default out"
-
-
-def _check_feature(schema: Schema, feature: Feature) -> Iterator[str]:
-    where = f"feature '{feature.name}'"
-    columns = schema._by_name["columns"]
-    name = feature.column or feature.name
-    if name not in columns:
-        yield f"{where} reads column '{name}', which is not declared{did_you_mean(name, columns)}"
+    if column.default is None:
         return
-    column = columns[name]
-    if feature.table is not None and feature.table not in schema._by_name["tables"]:
-        yield f"{where} looks up table '{feature.table}', which is not declared{did_you_mean(feature.table, schema._by_name['tables'])}"
-    carries_floats = column.dtype in ("float32", "float64") or column.parse == "float32"
-    carries_ids = not carries_floats
+    if column.hash:
+        yield f"{where} is hashed; a missing id is no id, so leave default out"
+    elif holds_ids and not (isinstance(column.default, int) and -(2**63) <= column.default < 2**63):
+        yield f"{where} holds ids, its default is {column.default!r}; give a 64-bit integer"
+
+
+def _carries_floats(column: Column) -> bool:
+    return column.dtype in ("float32", "float64") or column.parse == "float32"
+
+
+def _check_feature(feature: Feature, sections: Mapping[str, _Section], id_columns: frozenset[str]) -> Iterator[str]:
+    where = f"feature '{feature.name}'"
+    columns, tables = sections["columns"], sections["tables"]
+    name = feature.column or feature.name
+    if columns.lacks(name):
+        yield f"{where} reads column '{name}', which is not declared{did_you_mean(name, columns.declared)}"
+    if feature.table is not None and tables.lacks(feature.table):
+        hint = did_you_mean(feature.table, tables.declared)
+        yield f"{where} looks up table '{feature.table}', which is not declared{hint}"
+    column = columns.declared.get(name)
+    if column is not None:
+        yield from _check_transforms(feature, column)
+        if feature.table is None:
+            yield from _check_dense_feature(feature, column, id_columns)
+    if feature.weights is not None:
+        yield from _check_weights(feature, column, columns)
+
+
+def _check_transforms(feature: Feature, column: Column) -> Iterator[str]:
+    """Follow what the values are from the column through each transform to the table."""
+    where = f"feature '{feature.name}'"
+    floats = _carries_floats(column)
     for index, transform in enumerate(feature.transforms):
         step = f"{where}, transforms[{index}] ({transform.kind})"
-        if isinstance(transform, Modulo):
-            if not carries_ids:
-                yield f"{step} works on ids, but gets floats from column '{name}'; put bucketize before it"
-            if transform.divisor < 1:
-                yield f"{step}: divisor is {transform.divisor}, need at least 1"
-        if isinstance(transform, Bucketize):
-            if list(transform.boundaries) != sorted(set(transform.boundaries)):
-                yield f"{step}: boundaries {list(transform.boundaries)} are not rising; sort them and drop repeats"
-            carries_ids = True
-        if isinstance(transform, Clip) and transform.low is not None and transform.high is not None:
-            if transform.low > transform.high:
-                yield f"{step}: low {transform.low} is above high {transform.high}"
-        if isinstance(transform, Clip) and transform.low is None and transform.high is None:
-            yield f"{step}: neither low nor high is given"
+        yield from _check_options(step, transform)
+        if isinstance(transform, Modulo) and floats:
+            yield f"{step} works on ids, but gets floats from column '{column.name}'; put bucketize before it"
         if isinstance(transform, Log1p | Clip | Bucketize) and column.hash:
-            yield f"{step} works on numbers, but column '{name}' is hashed to ids"
-    if feature.table is not None and not carries_ids:
-        yield f"{where} looks up table '{feature.table}' with floats from column '{name}'; add bucketize, or drop the table"
-    if feature.table is None:
-        yield from _check_dense_feature(schema, feature, column)
-    elif column.default is not None and carries_floats is False and not isinstance(column.default, int):
-        yield f"column '{name}' holds ids, its default is {column.default!r}; give an integer"
-    yield from _check_weights(schema, feature, column)
+            yield f"{step} works on numbers, but column '{column.name}' is hashed to ids"
+        floats = isinstance(transform, Log1p) or (floats and isinstance(transform, Clip))
+    if feature.table is not None and floats:
+        yield (
+            f"{where} looks up table '{feature.table}' with floats from column '{column.name}'; "
+            "add bucketize, or drop the table"
+        )
 
 
-def _check_dense_feature(schema: Schema, feature: Feature, column: Column) -> Iterator[str]:
+def _check_options(step: str, transform: Transform) -> Iterator[str]:
+    if isinstance(transform, Modulo) and not 1 <= transform.divisor < 2**63:
+        yield f"{step}: divisor is {transform.divisor}, need at least 1 and less than 2^63"
+    if isinstance(transform, Bucketize):
+        boundaries = list(transform.boundaries)
+        if boundaries != sorted(set(boundaries)) or not boundaries:
+            yield f"{step}: boundaries {boundaries} are not rising; sort them, drop repeats, give at least one"
+    if isinstance(transform, Clip):
+        if transform.low is None and transform.high is None:
+            yield f"{step}: neither low nor high is given"
+        elif transform.low is not None and transform.high is not None and transform.low > transform.high:
+            yield f"{step}: low {transform.low} is above high {transform.high}"
+
+
+def _check_dense_feature(feature: Feature, column: Column, id_columns: frozenset[str]) -> Iterator[str]:
     where = f"feature '{feature.name}'"
     if column.hash:
         yield f"{where} is dense, but column '{column.name}' is hashed to ids; name a table"
     if column.layout == "list":
         yield f"{where} is dense, but column '{column.name}' is a list; name a table, or declare layout: optional_list"
-    if schema.is_id_column(column.name):
-        yield f"{where} is dense, but column '{column.name}' is read as ids by another feature; a column is one or the other"
-    if any(isinstance(transform, Bucketize) for transform in feature.transforms):
-        yield f"{where} ends in ids (bucketize) but names no table"
+    if column.name in id_columns:
+        yield (
+            f"{where} is dense, but column '{column.name}' is read as ids by another feature; "
+            "a column is one or the other"
+        )
+    for transform in feature.transforms:
+        if isinstance(transform, Bucketize | Modulo):
+            yield f"{where} is dense, but {transform.kind} gives ids; name a table, or drop it"
     if feature.pooling != "sum":
         yield f"{where} has pooling '{feature.pooling}' but no table; pooling is for embeddings"
 
 
-def _check_weights(schema: Schema, feature: Feature, column: Column) -> Iterator[str]:
-    if feature.weights is None:
-        return
+def _check_weights(feature: Feature, column: Column | None, columns: _Section) -> Iterator[str]:
     where = f"feature '{feature.name}'"
-    columns = schema._by_name["columns"]
-    if feature.weights not in columns:
-        yield f"{where} takes weights from '{feature.weights}', which is not declared{did_you_mean(feature.weights, columns)}"
-        return
-    weights = columns[feature.weights]
-    if weights.dtype not in ("float32", "float64") or weights.layout != column.layout or column.layout == "scalar":
-        yield (
-            f"{where} takes weights from '{weights.name}' ({weights.dtype}, {weights.layout}) for ids in '{column.name}' "
-            f"({column.layout}); both must be lists, the weights floats"
-        )
     if feature.table is None:
         yield f"{where} has weights but no table; weights are for pooling"
+    assert feature.weights is not None
+    if columns.lacks(feature.weights):
+        hint = did_you_mean(feature.weights, columns.declared)
+        yield f"{where} takes weights from '{feature.weights}', which is not declared{hint}"
+    weights = columns.declared.get(feature.weights)
+    if weights is None or column is None:
+        return
+    if not _carries_floats(weights) or weights.layout != column.layout or column.layout == "scalar":
+        yield (
+            f"{where} takes weights from '{weights.name}' ({weights.dtype}, {weights.layout}) "
+            f"for ids in '{column.name}' ({column.layout}); both must be lists, the weights floats"
+        )
 
 
-def _check_table(schema: Schema, table: Table) -> Iterator[str]:
+_NOT_NEGATIVE = ("lr", "eps", "initial_accumulator_value", "weight_decay", "std")
+
+
+def _check_table(table: Table) -> Iterator[str]:
     where = f"table '{table.name}'"
     if table.dim < 1:
         yield f"{where}: dim is {table.dim}, need at least 1"
-    if not any(feature.table == table.name for feature in schema.features):
-        yield f"{where} is looked up by no feature; name it in one, or drop it"
     if re.search(r"[/\\]", table.name) or table.name in (".", ".."):
         yield f"{where}: a name is also a folder in checkpoints; leave out / and \\"
-    optimizer = table.optimizer
-    if optimizer.lr < 0:
-        yield f"{where}: optimizer lr is {optimizer.lr}, need at least 0"
-    for beta in getattr(optimizer, "betas", ()):
-        if not 0 <= beta < 1:
-            yield f"{where}: optimizer betas are {optimizer.betas}, need 0 <= beta < 1"  # type: ignore[union-attr]
+    for part in ("optimizer", "initializer"):
+        declaration = getattr(table, part)
+        for option in _NOT_NEGATIVE:
+            if getattr(declaration, option, 0) < 0:
+                yield f"{where}: {part} {option} is {getattr(declaration, option)}, need at least 0"
+    betas = getattr(table.optimizer, "betas", ())
+    if not all(0 <= beta < 1 for beta in betas):
+        yield f"{where}: optimizer betas are {betas}, need 0 <= beta < 1"
     initializer = table.initializer
     if isinstance(initializer, Uniform | TruncatedNormal) and initializer.low >= initializer.high:
         yield f"{where}: initializer low {initializer.low} is not below high {initializer.high}"
-    if isinstance(initializer, Normal | TruncatedNormal) and initializer.std < 0:
-        yield f"{where}: initializer std is {initializer.std}, need at least 0"
 
 
-def _check_task(schema: Schema, task: Task) -> Iterator[str]:
-    columns = schema._by_name["columns"]
+def _check_task(task: Task, columns: _Section, id_columns: frozenset[str]) -> Iterator[str]:
+    where = f"task '{task.name}'"
+    if task.weight < 0:
+        yield f"{where}: weight is {task.weight}, need at least 0"
     for option in ("label", "where", "sample_weight"):
         name = getattr(task, option)
         if name is None:
             continue
-        if name not in columns:
-            yield f"task '{task.name}' takes its {option} from '{name}', which is not declared{did_you_mean(name, columns)}"
-            continue
-        column = columns[name]
-        if column.hash or column.layout == "list" or schema.is_id_column(name):
-            yield f"task '{task.name}' takes its {option} from '{name}', which holds ids or lists; need one number a row"
+        if columns.lacks(name):
+            hint = did_you_mean(name, columns.declared)
+            yield f"{where} takes its {option} from '{name}', which is not declared{hint}"
+        column = columns.declared.get(name)
+        if column is not None and (column.hash or column.layout == "list" or name in id_columns):
+            yield f"{where} takes its {option} from '{name}', which holds ids or lists; need one number a row"

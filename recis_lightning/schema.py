@@ -603,7 +603,8 @@ def _find_mistakes(sections: Mapping[str, _Section]) -> Iterator[str]:
     columns, features, tables, tasks = (
         [item for item in sections[name].declared.values() if item is not None] for name in _SECTIONS
     )
-    id_columns = _find_id_columns(features)
+    # Floats read as ids are reported where that is declared, not at every other reader of their column.
+    id_columns = _find_id_columns(features) - {column.name for column in columns if _carries_floats(column)}
     looked_up = {feature.table for feature in features}
     all_features_read = sections["features"].complete and len(features) == len(sections["features"].declared)
     for column in columns:

@@ -1,0 +1,39 @@
+"""Hash strings, given as bytes and offsets, to 64-bit ids."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from triton_ops.dispatch import choose
+from triton_ops.hash_bytes import cpu, reference
+
+HashKind = Literal["farm", "murmur"]
+_IMPLEMENTATIONS = {"reference": reference.hash_bytes, "cpu": cpu.hash_bytes}
+
+
+def hash_bytes(
+    data: Tensor,  # uint8 [bytes]
+    offsets: Tensor,  # int32 or int64 [N + 1]
+    kind: HashKind,
+) -> Tensor:
+    """Hash strings to signed int64: data b"a", offsets [0, 1, 1], murmur ("a" and "") -> [510903276987443985, 0].
+
+    String i is ``data[offsets[i] : offsets[i + 1]]``; ``farm`` is FarmHash Fingerprint64, ``murmur`` MurmurHash64A with
+    seed 0. All 64 bits count. Offsets need not start at 0: a slice of a longer array hashes without a copy. ValueError
+    where types do not fit, or the offsets leave the data.
+    """
+    if kind not in get_args(HashKind):
+        raise ValueError(f"hash kind is '{kind}', need one of {', '.join(get_args(HashKind))}")
+    if data.dtype != torch.uint8 or data.dim() != 1:
+        raise ValueError(f"data is {data.dtype} {list(data.shape)}, need the strings' bytes, uint8 [bytes]")
+    if offsets.dtype not in (torch.int32, torch.int64) or offsets.dim() != 1 or len(offsets) == 0:
+        raise ValueError(f"offsets are {offsets.dtype} {list(offsets.shape)}, need int32 or int64 [strings + 1]")
+    bounds = offsets.numpy()
+    first, last = int(bounds[0]), int(bounds[-1])
+    # A wrong offset would read outside the data: worth one pass, in NumPy since torch's compare and any is 50x slower.
+    if first < 0 or last > len(data) or bool((bounds[1:] < bounds[:-1]).any()):
+        raise ValueError(
+            f"offsets run from {first} to {last} over {len(data)} bytes; they must rise and stay inside the data"
+        )
+    return _IMPLEMENTATIONS[choose("hash_bytes", data.device)](data, offsets, kind)

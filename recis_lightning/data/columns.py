@@ -1,0 +1,175 @@
+"""Which columns a loader reads, in what form a batch carries them, and how Arrow's arrays become what packing takes."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from recis_lightning.schema import Column, Schema
+from triton_ops.hash_bytes.op import hash_bytes
+from triton_ops.pack import types
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The columns of a schema that are read, by the form they take in a batch."""
+
+    ids: tuple[Column, ...]
+    """At most one id a row: Ragged int64 of rows of length 0 or 1."""
+    dense: tuple[Column, ...]
+    """float32 [B]."""
+    id_lists: tuple[Column, ...]
+    """Ragged int64."""
+    float_lists: tuple[Column, ...]
+    """Ragged float32."""
+    weights: tuple[tuple[str, str], ...]
+    """Columns of ids and of their weights, which must be equally long in every row."""
+    roles: dict[str, str]
+    """What each column is for, for messages: the label of task 'ctr'."""
+
+    @staticmethod
+    def of(schema: Schema, labels: bool = True) -> "Selection":
+        """What a model of this schema reads; without ``labels`` what `predict` needs."""
+        names = {column.name for column in schema.input_columns}
+        names |= {column.name for column in schema.label_columns} if labels else set()
+        columns = [column for column in schema.columns if column.name in names]
+        pairs = [(schema.column_of(feature).name, feature.weights) for feature in schema.features if feature.weights]
+        # Ids with weights take the form of lists even where there is at most one, so that both can be compared.
+        as_lists = {name for pair in pairs for name in pair}
+
+        def of_form(lists: bool, ids: bool) -> tuple[Column, ...]:
+            return tuple(
+                column
+                for column in columns
+                if (column.layout == "list" or column.name in as_lists) == lists
+                and schema.is_id_column(column.name) == ids
+            )
+
+        return Selection(
+            ids=of_form(lists=False, ids=True),
+            dense=of_form(lists=False, ids=False),
+            id_lists=of_form(lists=True, ids=True),
+            float_lists=of_form(lists=True, ids=False),
+            weights=tuple(dict.fromkeys(pairs)),
+            roles=_roles(schema),
+        )
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self.ids + self.dense + self.id_lists + self.float_lists
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+
+def _roles(schema: Schema) -> dict[str, str]:
+    roles = {schema.column_of(feature).name: f"an input of feature '{feature.name}'" for feature in schema.features}
+    roles |= {
+        feature.weights: f"the weights of feature '{feature.name}'" for feature in schema.features if feature.weights
+    }
+    for task in schema.tasks:
+        for role, name in (("sample_weight", task.sample_weight), ("where", task.where), ("label", task.label)):
+            if name:
+                roles[name] = f"the {role} of task '{task.name}'"
+    return roles
+
+
+# ---------------------------------------------------------------------------------------------- Arrow arrays to buffers
+
+
+class BadString(NamedTuple):
+    """A string that is no number, and the row that holds it."""
+
+    row: int
+    text: str
+
+
+def to_column(array: pa.Array, column: Column) -> tuple[types.Column, list[BadString]]:
+    """The buffers of an array of single values, strings hashed or parsed; those that are no numbers count as null."""
+    numbers, bad = _to_numbers(array, column)
+    return types.Column(_values(numbers), _validity(numbers)), bad
+
+
+def to_list_column(array: pa.ListArray, column: Column) -> tuple[types.ListColumn, list[BadString]]:
+    """The buffers of an array of lists; strings inside that are no numbers count as null."""
+    array.validate()  # its offsets are followed without looking
+    assert array.offset == 0
+    offsets = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1)
+    offsets.flags.writeable = False
+    numbers, bad = _to_numbers(array.values, column)
+    if bad:
+        rows = np.searchsorted(offsets, [entry.row for entry in bad], side="right") - 1
+        bad = [BadString(int(row), entry.text) for row, entry in zip(rows, bad, strict=True)]
+    return types.ListColumn(_values(numbers), _validity(numbers), offsets, _validity(array)), bad
+
+
+def _to_numbers(array: pa.Array, column: Column) -> tuple[pa.Array, list[BadString]]:
+    """An array of int64, float32 or float64."""
+    if column.hash:
+        return _hash_strings(array, column), []
+    if column.parse:
+        return _parse_strings(array, pa.type_for_alias(column.parse))
+    if column.dtype in ("bool", "int8", "int16", "int32"):
+        return pc.cast(array, pa.int64()), []
+    return array, []
+
+
+def _hash_strings(array: pa.Array, column: Column) -> pa.Array:
+    assert array.offset == 0
+    assert column.hash is not None
+    validity, offsets, data = array.buffers()
+    if data is None or not len(array):
+        return pa.array([None] * len(array), pa.int64())
+    hashes = hash_bytes(_as_tensor(data, pa.uint8()), _as_tensor(offsets, pa.int32())[: len(array) + 1], column.hash)
+    return pa.Array.from_buffers(pa.int64(), len(array), [validity, pa.py_buffer(hashes.numpy())])
+
+
+def _as_tensor(buffer: pa.Buffer, dtype: pa.DataType) -> torch.Tensor:
+    # DLPack, since torch warns of every NumPy array that is read-only.
+    count = buffer.size * 8 // dtype.bit_width
+    return torch.from_dlpack(pa.Array.from_buffers(dtype, count, [None, buffer]))
+
+
+def _parse_strings(array: pa.Array, dtype: pa.DataType) -> tuple[pa.Array, list[BadString]]:
+    try:
+        return pc.cast(array, dtype), []
+    except pa.ArrowInvalid:
+        numbers = {text: _parse_string(text, dtype) for text in set(array.to_pylist())}
+    bad = [
+        BadString(row, text) for row, text in enumerate(array.to_pylist()) if text is not None and numbers[text] is None
+    ]
+    return pa.array([numbers[text] for text in array.to_pylist()], dtype), bad
+
+
+def _parse_string(text: str | None, dtype: pa.DataType) -> float | int | None:
+    try:
+        return pc.cast(pa.scalar(text, pa.string()), dtype).as_py()
+    except pa.ArrowInvalid:
+        return None
+
+
+def _values(array: pa.Array) -> NDArray[np.generic]:
+    assert array.offset == 0
+    buffer = array.buffers()[1]
+    dtype = array.type.to_pandas_dtype()
+    values = np.frombuffer(buffer, dtype, len(array)) if len(array) else np.empty(0, dtype)
+    # One kind of array to the kernels, which are compiled for each kind.
+    values.flags.writeable = False
+    return values
+
+
+NO_BITS = np.empty(0, np.uint8)
+NO_BITS.flags.writeable = False
+
+
+def _validity(array: pa.Array) -> NDArray[np.uint8]:
+    if not array.null_count:
+        return NO_BITS
+    bits = np.frombuffer(array.buffers()[0], np.uint8)
+    bits.flags.writeable = False
+    return bits

@@ -1,0 +1,201 @@
+"""ORC folders as the data of a Trainer: `OrcDataModule(schema, train="logs/train", validation="logs/valid")`."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lightning.pytorch import LightningDataModule
+
+from recis_lightning.data.check import find_mismatches
+from recis_lightning.data.columns import Selection
+from recis_lightning.data.errors import DataError
+from recis_lightning.data.loader import OrcLoader
+from recis_lightning.data.manifest import Manifest, Paths, expand_variables, read_manifest
+from recis_lightning.data.plan import Order
+from recis_lightning.schema import Schema
+
+log = logging.getLogger(__name__)
+
+Source = Literal["train", "validation", "test", "predict"]
+_SOURCES: dict[str | None, tuple[Source, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("predict",),
+    None: ("train", "validation", "test", "predict"),
+}
+
+
+class OrcDataModule(LightningDataModule):
+    """ORC files in, `Batch`es out: shuffled, reproducible and resumable for training, in file order for evaluation.
+
+    Before the first batch all tails are read and held against the schema; DataError lists everything that does not fit.
+    Values are looked at as they are read: a missing label, or a string that is no number, is a DataError at the first
+    batch that holds it. Evaluation reads each rank's share of the rows in the order of the files; `predict` needs no
+    label columns.
+    """
+
+    def __init__(
+        self,
+        schema: Schema | Mapping[str, Any] | str | os.PathLike[str],
+        train: Paths | None = None,
+        validation: Paths | None = None,
+        test: Paths | None = None,
+        predict: Paths | None = None,
+        batch_size: int = 4096,
+        shuffle: bool = True,
+        seed: int = 0,
+        streams: int = 8,
+        window_rows: int = 131_072,
+        read_threads: int | None = None,
+        prefetch: int = 16,
+        drop_last: bool = False,
+    ) -> None:
+        """
+        Args:
+            schema: A Schema, the mapping a YAML file holds, or the path of one.
+            train: A folder (its *.orc files, however deep), a file, a glob, or a list of these; `${NAME}` in a path is
+                an environment variable.
+            validation: As ``train``.
+            test: As ``train``.
+            predict: As ``train``; label columns may be missing.
+            batch_size: Rows of a step over all ranks.
+            shuffle: Shuffle the training rows.
+            seed: Of the order of training rows.
+            streams: Into how many streams the training rows are cut, of which ranks read equal shares: the order of
+                rows does not depend on the number of ranks where that divides ``streams``. Must divide ``batch_size``.
+            window_rows: How many rows, over all streams, are shuffled among each other and held in memory; as many
+                again are read ahead. Whole stripes are read, so that large stripes need more.
+            read_threads: Threads that decode stripes; by default 1, or 2 where there are cores to spare. The order of
+                rows does not depend on it.
+            prefetch: Batches held ready.
+            drop_last: Leave the last training batch out where it is not full.
+        """
+        super().__init__()
+        self._schema = _read_schema(schema)
+        self._paths: dict[Source, Paths | None] = {
+            "train": train,
+            "validation": validation,
+            "test": test,
+            "predict": predict,
+        }
+        self._order = Order(
+            batch_size=batch_size,
+            streams=streams,
+            window_rows=window_rows,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
+        )
+        self._read_threads, self._prefetch = read_threads, prefetch
+        self._manifests: dict[Source, Manifest] = {}
+        self._loaders: list[OrcLoader] = []
+
+    @property
+    def schema(self) -> Schema:
+        return self._schema
+
+    # ------------------------------------------------------------------------------------------------- before training
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the tails of all files of the stage and check them; DataError lists every problem of all of them."""
+        problems: list[str] = []
+        for source in _SOURCES[stage]:
+            paths = self._paths[source]
+            if paths is not None and source not in self._manifests:
+                manifest, found = self._open(source, paths)
+                problems += [f"{source}: {problem}" for problem in found]
+                self._manifests[source] = manifest
+        if problems:
+            self._manifests.clear()
+            raise DataError(problems)
+
+    def _open(self, source: Source, paths: Paths) -> tuple[Manifest, list[str]]:
+        manifest, problems = read_manifest(paths)
+        problems += find_mismatches(manifest, self._selection(source).columns)
+        if not manifest.files and not problems:
+            problems.append(f"no file of {paths} has any row; write the data again, or name other files")
+        return manifest, problems
+
+    def _selection(self, source: Source) -> Selection:
+        return Selection.of(self._schema, labels=source != "predict")
+
+    # --------------------------------------------------------------------------------------------------------- loaders
+
+    def train_dataloader(self) -> OrcLoader:
+        loader = self._load("train", self._order)
+        if self._order.drop_last:
+            rows, kept = loader.manifest.rows, len(loader) * self._order.batch_size
+            if not kept:
+                raise DataError(
+                    f"train: {rows} rows do not fill one batch of {self._order.batch_size}, and drop_last drops the "
+                    "last; set a smaller batch_size, or drop_last=False"
+                )
+            log.info("train: drop_last leaves out %d of %d rows an epoch", rows - kept, rows)
+        return loader
+
+    def val_dataloader(self) -> OrcLoader | list[OrcLoader]:
+        # An empty list is a fit without validation; trainer.validate without data is a mistake.
+        if self._paths["validation"] is None and self.trainer is not None and self.trainer.state.fn == "fit":
+            return []
+        return self._load("validation")
+
+    def test_dataloader(self) -> OrcLoader:
+        return self._load("test")
+
+    def predict_dataloader(self) -> OrcLoader:
+        return self._load("predict")
+
+    def _load(self, source: Source, order: Order | None = None) -> OrcLoader:
+        if self._paths[source] is None:
+            given = ", ".join(name for name, paths in self._paths.items() if paths is not None) or "none"
+            raise DataError(f"there are no data for {source}, only for: {given}; give {source}=<folder>")
+        if source not in self._manifests:
+            raise RuntimeError(f"the {source} data are not read yet; call setup() first, as a Trainer does")
+        rank, world_size = self._place()
+        training = order is not None
+        loader = OrcLoader(
+            self._manifests[source],
+            self._selection(source),
+            order or self._evaluation_order(world_size),
+            rank=rank,
+            world_size=world_size,
+            read_threads=self._read_threads,
+            prefetch=self._prefetch,
+            epoch=self._current_epoch if training and self.trainer is not None else None,
+        )
+        self._loaders.append(loader)
+        return loader
+
+    def _evaluation_order(self, world_size: int) -> Order:
+        """File order, each rank its own stretch of it; windows of one stripe, as there is nothing to shuffle."""
+        return Order(batch_size=self._order.batch_size, streams=world_size, window_rows=1, shuffle=False)
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size among those that read different data."""
+        settings = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
+        return settings.get("rank", 0), settings.get("num_replicas", 1)
+
+    def _current_epoch(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.current_epoch
+
+    def teardown(self, stage: str) -> None:
+        """End all threads."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+
+def _read_schema(schema: Schema | Mapping[str, Any] | str | os.PathLike[str]) -> Schema:
+    if isinstance(schema, str | os.PathLike):
+        path = Path(expand_variables(os.fspath(schema)))
+        if not path.is_file():
+            raise DataError(f"the schema {path} is no file; name a YAML file with columns, features, tables and tasks")
+        schema = yaml.safe_load(path.read_text())
+        if not isinstance(schema, Mapping):
+            raise DataError(f"the schema {path} holds {type(schema).__name__}, need a mapping with columns, ...")
+    return Schema.from_dict(schema)

@@ -1,0 +1,143 @@
+"""The iterable a Trainer takes: exact in length, late to start its threads, and able to go on behind a batch."""
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from recis_lightning.data.columns import Selection
+from recis_lightning.data.errors import DataError
+from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.plan import EpochPlan, Order
+from recis_lightning.data.stream import Pipeline
+from recis_lightning.data.window import WindowReader
+from recis_lightning.ragged import Batch
+
+log = logging.getLogger(__name__)
+
+
+def default_read_threads() -> int:
+    """One thread, or two where there are cores to spare: reading rarely gains from more."""
+    return max(1, min(2, (os.cpu_count() or 1) - 1))
+
+
+class OrcLoader:
+    """Batches of one rank, epoch by epoch.
+
+    Each `iter` is an epoch of its own once a batch was taken from it; its threads start with the first batch, and a new
+    `iter` ends the one before. `Batch.token` is what to go on with behind that batch: `commit` the tokens of batches
+    that are used up, and `state_dict` is the last of them; batches that were only read ahead are read again.
+
+    A state fits any world size that divides the number of streams. DataError where it was saved over other files or
+    with other settings.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        selection: Selection,
+        order: Order,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        read_threads: int | None = None,
+        prefetch: int = 16,
+        epoch: Callable[[], int] | None = None,
+    ) -> None:
+        """``epoch`` names the epoch to begin where no state says otherwise; without it epochs are counted from 0."""
+        self.manifest, self.order = manifest, order
+        self._reader = WindowReader(manifest, selection)
+        self._streams = order.streams_of(rank, world_size)
+        self._read_threads, self._prefetch = read_threads or default_read_threads(), prefetch
+        self._epoch = epoch
+        self._next_epoch = 0
+        self._resume: tuple[int, int] | None = None
+        self._committed: Mapping[str, Any] = self._token(0, 0)
+        self._iterator: weakref.ref[_Batches] | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same for every rank and epoch."""
+        return self.order.steps(self.manifest.rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        iterator = _Batches(self._start)
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    def close(self) -> None:
+        """End the running iteration, if any, and its threads."""
+        iterator = self._iterator() if self._iterator is not None else None
+        if iterator is not None:
+            iterator.close()
+        self._iterator = None
+
+    def _start(self) -> Pipeline:
+        epoch, step = self._resume or (self._epoch() if self._epoch else self._next_epoch, 0)
+        self._resume, self._next_epoch = None, epoch + 1
+        steps = len(self)
+
+        def token(next_step: int) -> Mapping[str, Any]:
+            return self._token(epoch, next_step) if next_step < steps else self._token(epoch + 1, 0)
+
+        plan = EpochPlan(self.manifest.stripe_rows, self.order, epoch)
+        return Pipeline(self._reader, plan, self._streams, step, token, self._read_threads, self._prefetch)
+
+    def _token(self, epoch: int, step: int) -> dict[str, Any]:
+        files = {"files": len(self.manifest.files), "rows": self.manifest.rows}
+        return {"epoch": epoch, "step": step, **self.order.to_dict(), **files, "fingerprint": self.manifest.fingerprint}
+
+    def commit(self, token: Mapping[str, Any]) -> None:
+        """Note that the batch with this token, and all before it, are used up."""
+        self._committed = token
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to go on: behind the last committed batch, which at the end of an epoch is the start of the next."""
+        return dict(self._committed)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on at a saved place with the next iteration; DataError where files or order are no longer the same."""
+        expected = self._token(0, 0)
+        differences = [
+            f"{name} was {state.get(name)}, is {value}"
+            for name, value in expected.items()
+            if name not in ("epoch", "step") and state.get(name) != value
+        ]
+        if differences:
+            raise DataError(
+                f"the saved position belongs to other data or another order of them: {'; '.join(differences)}; "
+                "train on the same files with the same settings, or start without the saved position"
+            )
+        self._resume = (int(state["epoch"]), int(state["step"]))
+        self._committed = dict(state)
+
+
+class _Batches(Iterator[Batch]):
+    """One iteration: begins its pipeline with the first batch, and ends it with the last, an error, or itself."""
+
+    def __init__(self, start: Callable[[], Pipeline]) -> None:
+        self._start: Callable[[], Pipeline] | None = start
+        self._end: weakref.finalize | None = None
+
+    def __next__(self) -> Batch:
+        if self._start is not None:
+            self._pipeline = self._start()
+            self._start = None
+            self._end = weakref.finalize(self, self._pipeline.close)
+        if self._end is None or not self._end.alive:
+            raise StopIteration
+        try:
+            batch = self._pipeline.take()
+        except BaseException:
+            self.close()
+            raise
+        if batch is None:
+            self.close()
+            raise StopIteration
+        return batch
+
+    def close(self) -> None:
+        self._start = None
+        if self._end is not None:
+            self._end()

@@ -1,0 +1,245 @@
+"""Which files a data set consists of, and what their tails say: stripes, rows and column types, nothing decoded.
+
+S stripes of all files together
+"""
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import orc
+
+from recis_lightning.data.errors import DataError
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrcFile:
+    """One file as its tail describes it."""
+
+    path: str
+    nbytes: int
+    stripe_rows: tuple[int, ...]
+    columns: Mapping[str, pa.DataType]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a data set in their order, with every stripe addressable by one number in [0, S)."""
+
+    files: tuple[OrcFile, ...]
+
+    @cached_property
+    def stripe_rows(self) -> NDArray[np.int64]:
+        """Rows of each stripe, int64 [S]."""
+        return np.array([rows for file in self.files for rows in file.stripe_rows], np.int64)
+
+    @cached_property
+    def _first_stripes(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(len(file.stripe_rows) for file in self.files)], dtype=np.int64)
+
+    @property
+    def rows(self) -> int:
+        return int(self.stripe_rows.sum())
+
+    def locate(self, stripe: int) -> tuple[OrcFile, int]:
+        """The file of a stripe, and which stripe of that file it is."""
+        file = int(np.searchsorted(self._first_stripes, stripe, side="right")) - 1
+        return self.files[file], stripe - int(self._first_stripes[file])
+
+    def describe_row(self, stripe: int, row: int) -> str:
+        """Where a row of a stripe lies, for messages: `a.orc, stripe 1, row 12 (row 5012 of the file)`."""
+        file, index = self.locate(stripe)
+        return f"{file.path}, stripe {index}, row {row} (row {sum(file.stripe_rows[:index]) + row} of the file)"
+
+    def describe_rows(self, stripe: int, first: int, last: int) -> str:
+        """Where rows [first, last) of a stripe lie, for messages: `a.orc, stripe 1, rows 0 to 4999`."""
+        file, index = self.locate(stripe)
+        return f"{file.path}, stripe {index}, rows {first} to {last - 1}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of names (below the folder that holds them all), sizes and stripes: it stays where files are moved."""
+        base = os.path.commonpath([os.path.dirname(file.path) for file in self.files]) if self.files else ""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{os.path.relpath(file.path, base)}|{file.nbytes}|{file.stripe_rows}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def read_manifest(paths: Paths) -> tuple[Manifest, list[str]]:
+    """Read the tails of all files; gives the manifest of those that could be read, and the problems of the others.
+
+    ``paths`` is a folder (its *.orc files, however deep, but none below names that begin with `.` or `_`), a file, a
+    glob, or a list of these; `${NAME}` stands for an environment variable. Files without rows are left out.
+    """
+    found, problems = find_files(paths)
+    files = []
+    for path in found:
+        try:
+            files.append(read_tail(path))
+        except DataError as error:
+            problems += error.problems
+    return Manifest(tuple(file for file in files if sum(file.stripe_rows))), problems
+
+
+# -------------------------------------------------------------------------------------------------------- finding files
+
+
+def find_files(paths: Paths) -> tuple[list[str], list[str]]:
+    """Expand folders and globs to absolute paths, sorted within each entry; gives them and the problems met."""
+    entries = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    found: list[str] = []
+    problems: list[str] = [] if entries else ["the list of paths is empty; name a folder, a file or a glob"]
+    for entry in entries:
+        try:
+            found += _expand_entry(expand_variables(os.fspath(entry)))
+        except DataError as error:
+            problems += error.problems
+    for path in dict.fromkeys(path for path in found if found.count(path) > 1) if len(set(found)) < len(found) else ():
+        problems.append(f"{path} is named more than once, its rows would count twice; name it once")
+    return found, problems
+
+
+def expand_variables(path: str) -> str:
+    """Put environment variables and ~ in: `${RECIS_DATA}/train` -> `data/train`; DataError where one is not set."""
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise DataError(
+                f"path '{path}' needs the environment variable {name}, which is not set; export {name}=<folder>, "
+                "or write the folder into the path"
+            )
+        return os.environ[name]
+
+    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value_of, path))
+
+
+def _expand_entry(entry: str) -> list[str]:
+    if os.path.isdir(entry):
+        return _list_folder(entry)
+    if os.path.exists(entry):
+        return [os.path.abspath(entry)]
+    if not glob.has_magic(entry):
+        parent = _existing_parent(entry)
+        raise DataError(f"{entry} does not exist; {parent} does and holds {_list_names(parent)}")
+    matches = sorted(glob.glob(entry, recursive=True))
+    found = [path for match in matches for path in (_list_folder(match) if os.path.isdir(match) else [match])]
+    if not found:
+        raise DataError(f"{entry} matches no file; check the glob, or name a folder")
+    return [os.path.abspath(path) for path in found]
+
+
+def _list_folder(folder: str) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        # Writers keep unfinished output below _temporary and the like.
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        found += [os.path.join(parent, name) for name in names if name.endswith(".orc") and name[0] not in "._"]
+    if not found:
+        raise DataError(
+            f"{folder} holds no *.orc file, but {_list_names(folder)}; name another folder, "
+            "or a glob for files that are named otherwise"
+        )
+    return sorted(os.path.abspath(path) for path in found)
+
+
+def _existing_parent(path: str) -> str:
+    return next(str(parent) for parent in Path(os.path.abspath(path)).parents if parent.exists())
+
+
+def _list_names(folder: str) -> str:
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
+
+
+# -------------------------------------------------------------------------------------------------------- reading tails
+
+
+def read_tail(path: str) -> OrcFile:
+    """Read one file's tail; DataError says why it is no ORC file."""
+    try:
+        file = orc.ORCFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(_explain_unreadable(path, error)) from error
+    tail = getattr(file.reader, "serialized_file_tail", None)
+    rows = _parse_stripe_rows(tail()) if tail else None
+    if rows is None or len(rows) != file.nstripes:
+        rows = _count_stripe_rows(file)
+    columns = {field.name: field.type for field in file.schema}
+    return OrcFile(path=path, nbytes=os.path.getsize(path), stripe_rows=tuple(rows), columns=columns)
+
+
+def _explain_unreadable(path: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return f"{path} can't be opened: {error}"
+    nbytes = os.path.getsize(path)
+    if nbytes == 0:
+        return f"{path} is empty (0 bytes), so whatever wrote it did not finish; write it again, or delete it"
+    with open(path, "rb") as stream:
+        head = stream.read(4)
+    if head[:3] != b"ORC":
+        kind = "a Parquet file" if head == b"PAR1" else "a gzip file" if head[:2] == b"\x1f\x8b" else "something else"
+        return f"{path} is no ORC file but {kind} (begins with {head!r}, need b'ORC'); convert it, or leave it out"
+    return (
+        f"{path} is truncated or damaged: {nbytes} bytes begin as ORC, but the tail can't be read ({error}); "
+        "copy or write it again"
+    )
+
+
+def _count_stripe_rows(file: orc.ORCFile) -> list[int]:
+    """The slow way, for a pyarrow that no longer shows the tail: decode one column of each stripe."""
+    cheapest = [file.schema.names[0]]
+    return [file.read_stripe(stripe, columns=cheapest).num_rows for stripe in range(file.nstripes)]
+
+
+# Field numbers of orc_proto.proto: FileTail.footer, Footer.stripes, StripeInformation.numberOfRows
+_FOOTER, _STRIPES, _NUMBER_OF_ROWS = 2, 3, 5
+
+
+def _parse_stripe_rows(tail: bytes) -> list[int]:
+    """Rows of each stripe, from the uncompressed protobuf message FileTail; a stripe without the field has none."""
+    footer = next(value for number, value in _fields(memoryview(tail)) if number == _FOOTER)
+    assert isinstance(footer, memoryview)
+    stripes = [value for number, value in _fields(footer) if number == _STRIPES]
+    # Where footer and stripes disagree on the rows, the stripes are right: they are what can be read.
+    return [dict(_fields(stripe)).get(_NUMBER_OF_ROWS, 0) for stripe in stripes]  # type: ignore[arg-type, misc]
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a protobuf message: (number, integer or bytes)."""
+    at = 0
+    while at < len(message):
+        key, at = _read_varint(message, at)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == 0:
+            value, at = _read_varint(message, at)
+            yield number, value
+            continue
+        if wire_type == 2:
+            size, at = _read_varint(message, at)
+        else:
+            size = {1: 8, 5: 4}[wire_type]
+        yield number, message[at : at + size]
+        at += size
+
+
+def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7

@@ -1,0 +1,182 @@
+"""Batches from a background pipeline: threads read windows ahead, one more packs batches, the consumer takes them.
+
+The order is the plan's whatever the threads do: windows are asked for in the order of their first use, each is a
+function of its place in the plan alone, and one thread cuts the batches. Threads hold no reference to the iterator, so
+that an abandoned one is collected, and closes its pipeline.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+from recis_lightning.data.packing import BatchPacker, Span
+from recis_lightning.data.plan import EpochPlan, Window
+from recis_lightning.data.window import Block, WindowReader
+from recis_lightning.ragged import Batch
+
+
+class Cancelled(Exception):
+    """The pipeline was closed while a thread worked for it."""
+
+
+class Channel:
+    """A bounded queue between two threads that either side can end: what was put before a failure is still taken."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: deque[Batch] = deque()
+        self._changed = threading.Condition()
+        self._ended = False
+        self._error: BaseException | None = None
+
+    def put(self, item: Batch) -> None:
+        """Wait for room; raises Cancelled once the channel is ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or len(self._items) < self._capacity)
+            if self._ended:
+                raise Cancelled
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def take(self) -> Batch | None:
+        """Wait for an item; None at the end, or the error that ended it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or len(self._items) > 0)
+            if self._items:
+                item = self._items.popleft()
+                self._changed.notify_all()
+                return item
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def end(self, error: BaseException | None = None) -> None:
+        with self._changed:
+            if not self._ended:
+                self._ended, self._error = True, error
+                self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """End it and forget what is in it."""
+        with self._changed:
+            self._ended, self._error = True, None
+            self._items.clear()
+            self._changed.notify_all()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+
+class Pipeline:
+    """The threads of one pass over the data from a step on: they start at once, and end with the data or `close`."""
+
+    def __init__(
+        self,
+        reader: WindowReader,
+        plan: EpochPlan,
+        streams: Sequence[int],
+        first_step: int,
+        token: Callable[[int], Mapping[str, Any]],  # next step -> what a batch carries to go on there
+        read_threads: int,
+        prefetch: int,
+    ) -> None:
+        self._reader, self._plan, self._streams, self._first_step = reader, plan, streams, first_step
+        self._token, self._read_threads = token, read_threads
+        self._batches = Channel(prefetch)
+        self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="recis-read")
+        self._packer = threading.Thread(target=self._run, name="recis-pack", daemon=True)
+        self._packer.start()
+
+    def take(self) -> Batch | None:
+        """The next batch, None behind the last; raises what went wrong in a thread at the batch it belongs to."""
+        return self._batches.take()
+
+    def close(self) -> None:
+        """Stop all threads and wait for them: no longer than the stripes take that are being decoded."""
+        self._batches.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if threading.current_thread() is not self._packer:
+            self._packer.join()
+
+    def _run(self) -> None:
+        try:
+            for batch in self._pack():
+                self._batches.put(batch)
+            self._batches.end()
+        except (Cancelled, CancelledError):
+            pass
+        except BaseException as error:
+            self._batches.end(error)
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pack(self) -> Iterator[Batch]:
+        packer = BatchPacker(self._reader.selection)
+        blocks = _ReadAhead(self._plan, self._streams, self._first_step, self._submit, self._read_threads)
+        for step in range(self._first_step, self._plan.steps):
+            spans = [span for stream in self._streams for span in blocks.take(stream, *self._plan.span(step, stream))]
+            yield packer.pack(spans, self._token(step + 1))
+
+    def _submit(self, window: Window) -> Future[Block]:
+        return self._pool.submit(self._read, window)
+
+    def _read(self, window: Window) -> Block:
+        return self._reader.read(window, self._plan.positions(window), self._check_cancelled)
+
+    def _check_cancelled(self) -> None:
+        if self._batches.ended:
+            raise Cancelled
+
+
+class _ReadAhead:
+    """The windows that batches are being cut from, and those being read for the batches to come.
+
+    Held at once: a window of each stream, and beyond these as many rows again (one window and one a thread at least).
+    """
+
+    def __init__(
+        self,
+        plan: EpochPlan,
+        streams: Sequence[int],
+        first_step: int,
+        submit: Callable[[Window], Future[Block]],
+        read_threads: int,
+    ) -> None:
+        self._submit, self._read_threads = submit, read_threads
+        self._order = plan.reading_order(streams, first_step)
+        self._current: dict[int, Block] = {}
+        self._ahead: dict[int, deque[Future[Block]]] = {stream: deque() for stream in streams}
+        self._room = plan.order.window_rows * len(streams) // plan.order.streams
+        self._rows_ahead: deque[int] = deque()
+
+    def take(self, stream: int, first: int, last: int) -> list[Span]:
+        """The spans that hold rows [first, last) of a stream; rows before them are never asked for again."""
+        spans = []
+        while first < last:
+            block = self._current.get(stream) or self._advance(stream)
+            begin, end = block.window.first, block.window.first + block.window.rows
+            stop = min(last, end)
+            spans.append(Span(block, first - begin, stop - begin))
+            first = stop
+            if stop == end:
+                del self._current[stream]
+        return spans
+
+    def _advance(self, stream: int) -> Block:
+        self._top_up()
+        block = self._ahead[stream].popleft().result()
+        self._rows_ahead.popleft()
+        self._current[stream] = block
+        self._top_up()
+        return block
+
+    def _top_up(self) -> None:
+        while len(self._rows_ahead) < self._read_threads or sum(self._rows_ahead) < self._room:
+            window = next(self._order, None)
+            if window is None:
+                return
+            self._rows_ahead.append(window.rows)
+            self._ahead[window.stream].append(self._submit(window))

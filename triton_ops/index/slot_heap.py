@@ -12,7 +12,7 @@ class SlotHeap:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.end = 0
-        """Slots behind this one were never handed out."""
+        """Slots behind this one are not in use."""
         self._free: defaultdict[int, set[int]] = defaultdict(set)  # size -> where free runs of that size begin
 
     def allocate(self, size: int) -> int | None:
@@ -30,11 +30,11 @@ class SlotHeap:
         begin = -(-self.end // size) * size
         if begin + size > self.capacity:
             return None
-        while self.end < begin:  # what alignment skips becomes free
-            step = self.end & -self.end
-            self._free[step].add(self.end)
-            self.end += step
-        self.end = begin + size
+        skipped, self.end = self.end, begin + size
+        while skipped < begin:  # what alignment skips is free
+            step = skipped & -skipped
+            self.free(skipped, step)
+            skipped += step
         return begin
 
     def free(self, begin: int, size: int) -> None:
@@ -44,3 +44,6 @@ class SlotHeap:
             begin = min(begin, buddy)
             size *= 2
         self._free[size].add(begin)
+        while last := next((size for size, begins in self._free.items() if self.end - size in begins), 0):
+            self.end -= last
+            self._free[last].remove(self.end)

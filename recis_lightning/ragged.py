@@ -245,6 +245,9 @@ class Batch(Mapping[str, Tensor | Ragged]):
     def __getitem__(self, name: str) -> Tensor | Ragged:
         return self.layout[name].view(self.buffer)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.layout  # Mapping's would view the entry to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.layout)
 

@@ -127,7 +127,7 @@ class TableGroup:
         sizes = ", ".join(f"{table.name} {len(table):,}" for table in sorted(self.tables, key=len, reverse=True)[:5])
         return (
             f"table '{self.tables[number].name}' is full: its group of {len(self.tables)} tables has room for "
-            f"{self.rows.capacity:,} rows, and they are taken (largest: {sizes}); give more with max_rows, or erase ids"
+            f"{self.rows.room:,} rows, and they are taken (largest: {sizes}); give more with max_rows, or erase ids"
         )
 
     def coalesce(self) -> PendingGrad | None:

@@ -20,7 +20,7 @@ DEFAULT_ROW = 0
 
 MOST_ROWS = 1 << 31
 FEWEST_ROWS = 1 << 16  # what a refused reservation is halved down to
-LARGEST_BLOCK = 1 << 16  # rows
+LARGEST_BLOCK = 1 << 12  # rows; small next to what grows at once, so that tables fill huge pages together
 _FILLED_AHEAD = 1 << 12  # granules marked as untrained at a time
 
 SLOTS_PER_ROW = 8  # a segment is at least 1/8 full after it has grown, bar small ones and gaps between them
@@ -63,6 +63,11 @@ class RowStore:
     def capacity(self) -> int:
         """How many rows are reserved."""
         return len(self.meta)
+
+    @property
+    def room(self) -> int:
+        """How many rows tables can have together."""
+        return self.capacity - GRANULE
 
     def _refill(self, table: int) -> bool:
         """Point the pool to the next block of a table; False where all reserved rows are taken."""

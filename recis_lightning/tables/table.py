@@ -5,7 +5,7 @@ N ids or rows in a call, D row width.
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,11 +27,11 @@ class TableSlice:
     """int64 [N]."""
     weight: Tensor
     """[N, D], the table's dtype."""
-    slots: Mapping[str, Tensor] = field(default_factory=dict)
+    slots: Mapping[str, Tensor]
     """Optimizer state by name, [N, width]: exp_avg and exp_avg_sq, or sum."""
-    last_step: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    last_step: Tensor
     """int64 [N]: the last training step that looked the id up."""
-    count: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    count: Tensor
     """int64 [N]: how often training looked the id up."""
 
     def __len__(self) -> int:

@@ -65,7 +65,7 @@ def test_new_rows_start_with_the_optimizers_first_state_and_an_empty_record() ->
 
 def test_full_group_is_an_error_that_names_the_table_and_keeps_the_ids_before() -> None:
     group = make_group("user", "item", max_rows=128)
-    with pytest.raises(TableFullError, match="table 'item' is full: its group of 2 tables has room for 192 rows"):
+    with pytest.raises(TableFullError, match="table 'item' is full: its group of 2 tables has room for 128 rows"):
         group.lookup(torch.arange(200), torch.tensor([0, 64, 200]), torch.tensor([0, 1]), insert=True)
     assert [len(table) for table in group] == [64, 64]
     rows = group[1].find(torch.arange(64, 128))

@@ -313,6 +313,8 @@ def test_arguments_that_do_not_fit_are_refused(implementation: str) -> None:
     ids, run = torch.arange(4), torch.tensor([0])
     with pytest.raises(ValueError, match="ids are torch.int32"):
         tables.find(ids.int())
+    with pytest.raises(ValueError, match="ids are on meta, this index is on cpu"):
+        tables.find(ids.to("meta"))
     with pytest.raises(ValueError, match="must rise from 0 to the number of ids, 4"):
         tables.index.find(ids, torch.tensor([0, 3]), run)
     with pytest.raises(ValueError, match="must rise"):

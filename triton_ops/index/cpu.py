@@ -68,18 +68,18 @@ def mix64(id_: Any) -> Any:
 
 
 @kernel
-def _entry_of(mixed: Any, table: Any, tables: Any) -> Any:
+def _entry_of(mixed: Any, first_entry: Any, shift: Any) -> Any:
     """The directory entry of a mixed id. Two shifts, since one by all 64 bits is undefined."""
-    return np.uint64(tables[table, DIRECTORY]) + ((mixed >> np.uint64(1)) >> np.uint64(tables[table, SHIFT]))
+    return np.uint64(first_entry) + ((mixed >> np.uint64(1)) >> np.uint64(shift))
 
 
 @kernel
-def _start_block(ids: Any, begin: Any, count: Any, table: Any, tables: Any, places: Any, slots: Any, starts: Any,
+def _start_block(ids: Any, begin: Any, count: Any, first_entry: Any, shift: Any, places: Any, slots: Any, starts: Any,
                  masks: Any) -> None:  # fmt: skip
     """Write where probing starts for ids[begin : begin + count], with these lines on their way to the cache."""
     for i in range(count):
         mixed = mix64(ids[begin + i])
-        entry = _entry_of(mixed, table, tables)
+        entry = _entry_of(mixed, first_entry, shift)
         masks[i] = places[entry, MASK]
         starts[i] = places[entry, BEGIN] | (mixed & masks[i])
         prefetch_slot(slots, starts[i])
@@ -99,10 +99,10 @@ def find(ids: Any, splits: Any, tables_of_runs: Any, missing: Any, tables: Any, 
     """Write each id's row, or ``missing``, to ``rows``. Changes nothing else."""
     starts, masks = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
     for run in range(len(tables_of_runs)):
-        table = tables_of_runs[run]
+        first_entry, shift = tables[tables_of_runs[run], DIRECTORY], tables[tables_of_runs[run], SHIFT]
         for begin in range(splits[run], splits[run + 1], BLOCK):
             count = min(BLOCK, splits[run + 1] - begin)
-            _start_block(ids, begin, count, table, tables, places, slots, starts, masks)
+            _start_block(ids, begin, count, first_entry, shift, places, slots, starts, masks)
             for i in range(count):
                 row = slots[_probe(ids[begin + i], starts[i], masks[i], slots), ROW]
                 rows[begin + i] = row if row >= 0 else missing
@@ -120,15 +120,16 @@ def find_or_insert(ids: Any, splits: Any, tables_of_runs: Any, start: Any, table
     starts, masks = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
     for run in range(len(tables_of_runs)):
         table = tables_of_runs[run]
+        first_entry, shift = tables[table, DIRECTORY], tables[table, SHIFT]
         for begin in range(max(splits[run], start), splits[run + 1], BLOCK):
             count = min(BLOCK, splits[run + 1] - begin)
-            _start_block(ids, begin, count, table, tables, places, slots, starts, masks)
+            _start_block(ids, begin, count, first_entry, shift, places, slots, starts, masks)
             for i in range(count):
                 id_ = ids[begin + i]
                 slot = _probe(id_, starts[i], masks[i], slots)
                 row = slots[slot, ROW]
                 if row < 0:
-                    segment = directory[_entry_of(mix64(id_), table, tables)]
+                    segment = directory[_entry_of(mix64(id_), first_entry, shift)]
                     if 2 * used[segment] >= np.int64(masks[i]):
                         return begin + i, new_count, SEGMENT_FULL, table, segment
                     row = cursors[table, FREE]
@@ -157,7 +158,7 @@ def erase(ids: Any, table: Any, tables: Any, places: Any, directory: Any, used: 
     erased = 0
     for i in range(len(ids)):
         mixed = mix64(ids[i])
-        entry = _entry_of(mixed, table, tables)
+        entry = _entry_of(mixed, tables[table, DIRECTORY], tables[table, SHIFT])
         mask = places[entry, MASK]
         slot = _probe(ids[i], places[entry, BEGIN] | (mixed & mask), mask, slots)
         row = slots[slot, ROW]

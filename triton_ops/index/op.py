@@ -27,8 +27,9 @@ class Index:
 
     def __init__(self, tables: int, slots: np.ndarray, device: torch.device | None = None) -> None:
         self.tables = tables
+        self.device = device or torch.device("cpu")
         self._implementation: Any
-        if choose("index", device or torch.device("cpu")) == "reference":
+        if choose("index", self.device) == "reference":
             self._implementation = ReferenceIndex(tables)
         else:
             from triton_ops.index.segmented import SegmentedIndex
@@ -101,10 +102,11 @@ class Index:
         if len(tables) and not (tables.min() >= 0 and tables.max() < self.tables):
             raise ValueError(f"tables {tables.tolist()} must be numbers within 0 to {self.tables - 1}")
 
-    @staticmethod
-    def _check_ids(ids_N: Tensor) -> None:
+    def _check_ids(self, ids_N: Tensor) -> None:
         if ids_N.dtype != torch.int64 or ids_N.dim() != 1:
             raise ValueError(f"ids are {ids_N.dtype} {list(ids_N.shape)}; give int64 [N]")
+        if ids_N.device != self.device:
+            raise ValueError(f"ids are on {ids_N.device}, this index is on {self.device}; move the ids there")
 
     def _check_table(self, table: int) -> int:
         if not 0 <= table < self.tables:

@@ -12,7 +12,7 @@ import torch
 
 from triton_ops.index import mix64
 
-CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = range(4)
+CONSTANT, UNIFORM, NORMAL = range(3)
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: steps of it spread evenly over the 64-bit words
 
@@ -36,6 +36,8 @@ FAR_TAIL = (
     (2.04426310338993978564e-15, 1.42151175831644588870e-7, 1.84631831751005468180e-5, 7.86869131145613259100e-4,
      1.48753612908506148525e-2, 1.36929880922735805310e-1, 5.99832206555887937690e-1, 1.0),
 )  # fmt: skip
+
+_KINDS = {"constant": CONSTANT, "uniform": UNIFORM, "normal": NORMAL, "truncated_normal": NORMAL}
 
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "constant": ("value",),
@@ -65,12 +67,12 @@ class FirstValues:
     """How the rows of each table of a group begin, as arrays for the kernels."""
 
     kinds: np.ndarray
-    """int64 [T]: CONSTANT, UNIFORM, NORMAL or TRUNCATED_NORMAL."""
+    """int64 [T]: CONSTANT, UNIFORM or NORMAL, truncated or not."""
     keys: np.ndarray
     """uint64 [T]: what a table's random words depend on besides id and column."""
     parameters: np.ndarray
-    """float64 [T, 7]: shift and scale of what is drawn; for TRUNCATED_NORMAL also sign, the first probability and how
-    many there are, and the bounds of what is drawn."""
+    """float64 [T, 7]: shift and scale of what is drawn. For NORMAL what is drawn is a quantile: its sign, the lowest
+    probability and the width of their range, and the bounds of quantiles before the sign."""
     states: np.ndarray
     """float64 [T]: the first value of optimizer state."""
 
@@ -79,7 +81,7 @@ class FirstValues:
         """Raises ValueError for an unknown kind, or arguments that do not fit it."""
         keys = [_table_key(table) for table in tables]
         return FirstValues(
-            np.array([list(_ARGUMENTS).index(_check(table).kind) for table in tables], dtype=np.int64),
+            np.array([_KINDS[_check(table).kind] for table in tables], dtype=np.int64),
             np.array(keys, dtype=np.uint64),
             np.array([_parameters(table) for table in tables], dtype=np.float64).reshape(len(tables), 7),
             np.array([table.state for table in tables], dtype=np.float64),
@@ -113,7 +115,7 @@ def _parameters(table: FirstValue) -> tuple[float, ...]:
     if table.kind == "uniform":
         return arguments["low"], arguments["high"] - arguments["low"], 0, 0, 0, 0, 0
     if table.kind == "normal":
-        return arguments["mean"], arguments["std"], 0, 0, 0, 0, 0
+        return arguments["mean"], arguments["std"], 1, 0, 1, -math.inf, math.inf
     low, high, sign = arguments["low"], arguments["high"], 1.0
     if low > 0:  # mirrored, since probabilities near 1 are too coarse to tell apart
         low, high, sign = -high, -low, -1.0

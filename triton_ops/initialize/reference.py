@@ -7,16 +7,7 @@ import torch
 from torch import Tensor
 
 from triton_ops.index import mix64
-from triton_ops.initialize.layout import (
-    CONSTANT,
-    FAR_TAIL,
-    GOLDEN,
-    MIDDLE,
-    TAIL,
-    TRUNCATED_NORMAL,
-    UNIFORM,
-    FirstValues,
-)
+from triton_ops.initialize.layout import CONSTANT, FAR_TAIL, GOLDEN, MIDDLE, TAIL, UNIFORM, FirstValues
 from triton_ops.row_layout import GRANULE, ID
 
 
@@ -43,11 +34,7 @@ def first_weights(ids_U: Tensor, dim: int, table: int, tables: FirstValues) -> T
         return shift + _unsigned_top(words_UD, 24) * 2.0**-24 * scale
     # Halves of 2^-52, so that neither 0 nor 1 comes up, whose normal quantile is infinite.
     probabilities_UD = (_unsigned_top(words_UD, 52) + 0.5) * 2.0**-52
-    if kind == TRUNCATED_NORMAL:
-        drawn_UD = normal_quantile(first + probabilities_UD * span).clamp(low, high) * sign
-    else:
-        drawn_UD = normal_quantile(probabilities_UD)
-    return shift + scale * drawn_UD
+    return shift + scale * (normal_quantile(first + probabilities_UD * span).clamp(low, high) * sign)
 
 
 def _unsigned_top(words: Tensor, bits: int) -> Tensor:

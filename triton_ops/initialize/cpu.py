@@ -15,16 +15,23 @@ from triton_ops.row_layout import GRANULE, ID
 def initialize(weight: Any, state: Any, meta: Any, rows: Any, granule_table: Any, kinds: Any, keys: Any,
                parameters: Any, states: Any) -> None:  # fmt: skip
     """Write weights, state and record of each row; its id is in the record already."""
-    drawn, probabilities = np.empty(weight.shape[1]), np.empty(weight.shape[1])
+    quantiles, probabilities = np.empty(weight.shape[1]), np.empty(weight.shape[1])
     tails = np.empty(weight.shape[1] + 1, np.int64)
     for i in range(len(rows)):
         row = rows[i]
         table = granule_table[row // GRANULE]
-        start = mix64(mix64(meta[row, ID]) ^ keys[table])
-        _draw(start, kinds[table], parameters[table], drawn, probabilities, tails)
         shift, scale = parameters[table, 0], parameters[table, 1]
-        for column in range(len(drawn)):
-            weight[row, column] = shift + drawn[column] * scale
+        start = mix64(mix64(meta[row, ID]) ^ keys[table])
+        if kinds[table] == CONSTANT:
+            for column in range(weight.shape[1]):
+                weight[row, column] = shift
+        elif kinds[table] == UNIFORM:
+            for column in range(weight.shape[1]):
+                weight[row, column] = shift + np.float64(_word(start, column) >> np.uint64(40)) * 2.0**-24 * scale
+        else:
+            _draw_normal(start, table, parameters, quantiles, probabilities, tails)
+            for column in range(weight.shape[1]):
+                weight[row, column] = shift + quantiles[column] * scale
         for column in range(state.shape[1]):
             state[row, column] = states[table]
         for column in range(ID):
@@ -32,20 +39,21 @@ def initialize(weight: Any, state: Any, meta: Any, rows: Any, granule_table: Any
 
 
 @kernel
-def _draw(start: Any, kind: Any, parameters: Any, drawn: Any, probabilities: Any, tails: Any) -> None:
-    """Fill a row with what is scaled and shifted to weights."""
-    if kind == CONSTANT:
-        drawn[:] = 0.0
-    elif kind == UNIFORM:
-        for column in range(len(drawn)):
-            drawn[column] = np.float64(_word(start, column) >> np.uint64(40)) * 2.0**-24
-    else:
-        sign, first, span, low, high = parameters[2:7]
-        for column in range(len(drawn)):
-            probabilities[column] = first + (np.float64(_word(start, column) >> np.uint64(12)) + 0.5) * 2.0**-52 * span
-        normal_quantiles(probabilities, drawn, tails)
-        for column in range(len(drawn)):
-            drawn[column] = min(max(drawn[column], low), high) * sign
+def _word(start: Any, column: Any) -> Any:
+    return mix64(start + np.uint64(column + 1) * np.uint64(GOLDEN))
+
+
+@kernel
+def _draw_normal(start: Any, table: Any, parameters: Any, quantiles: Any, probabilities: Any, tails: Any) -> None:
+    """Fill a row with quantiles of random probabilities, mirrored and kept in bounds as the table says."""
+    # Not parameters[table], here or for a row: Numba counts references to such a view, which costs 20 ns.
+    sign, first, span = parameters[table, 2], parameters[table, 3], parameters[table, 4]
+    low, high = parameters[table, 5], parameters[table, 6]
+    for column in range(len(quantiles)):
+        probabilities[column] = first + (np.float64(_word(start, column) >> np.uint64(12)) + 0.5) * 2.0**-52 * span
+    normal_quantiles(probabilities, quantiles, tails)
+    for column in range(len(quantiles)):
+        quantiles[column] = min(max(quantiles[column], low), high) * sign
 
 
 @kernel
@@ -61,13 +69,8 @@ def normal_quantiles(probabilities: Any, quantiles: Any, tails: Any) -> None:
     for column in range(len(quantiles)):
         tails[count] = column
         count += abs(probabilities[column] - 0.5) > 0.425
-    for column in tails[:count]:
-        quantiles[column] = _tail_quantile(probabilities[column])
-
-
-@kernel
-def _word(start: Any, column: Any) -> Any:
-    return mix64(start + np.uint64(column + 1) * np.uint64(GOLDEN))
+    for tail in range(count):
+        quantiles[tails[tail]] = _tail_quantile(probabilities[tails[tail]])
 
 
 @kernel

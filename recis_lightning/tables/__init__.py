@@ -1,6 +1,7 @@
 """Hash tables of embeddings: id index, row store, groups of tables."""
 
-from recis_lightning.tables.group import PendingGrad, TableFullError, TableGroup, build_groups
+from recis_lightning.tables.group import TableFullError, TableGroup, build_groups
+from recis_lightning.tables.pending import PendingGrad
 from recis_lightning.tables.table import DynamicTable, TableSlice
 from triton_ops.index import virtual_shard
 

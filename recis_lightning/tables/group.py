@@ -7,15 +7,18 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor
 
 from recis_lightning.schema import Table
+from recis_lightning.tables.buffers import BufferPool
+from recis_lightning.tables.pending import PendingGrad, sum_by_row
 from recis_lightning.tables.rows import DEFAULT_ROW, RowStore
 from recis_lightning.tables.table import DynamicTable
+from triton_ops.group_by_row import LAST_TICK, group_by_row
 from triton_ops.index import Index
 from triton_ops.initialize import FirstValue, FirstValues, initialize
 from triton_ops.row_update import state_slices
@@ -23,15 +26,6 @@ from triton_ops.row_update import state_slices
 
 class TableFullError(RuntimeError):
     """A new id found no row, since all reserved ones are taken."""
-
-
-class PendingGrad(NamedTuple):
-    """Gradients that wait for the optimizer's step."""
-
-    rows: Tensor
-    """int64 [U], each row once."""
-    grads: Tensor
-    """[U, D]."""
 
 
 def build_groups(tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> list["TableGroup"]:
@@ -73,6 +67,9 @@ class TableGroup:
         self.index = Index(len(tables), self.rows.slots.numpy())
         self.pending: list[PendingGrad] = []
         """What backward has left for the optimizer's next step."""
+        self.buffers = BufferPool()
+        """Memory for the outputs and gradients of lookups."""
+        self._tick = 0
         self._first_values = FirstValues.of([_first_value(table, seed) for table in tables])
 
     def __len__(self) -> int:
@@ -130,15 +127,27 @@ class TableGroup:
             f"{self.rows.room:,} rows, and they are taken (largest: {sizes}); give more with max_rows, or erase ids"
         )
 
+    def unique_rows(self, rows_N: Tensor, record: bool = False) -> tuple[Tensor, Tensor]:
+        """Each trained row once, as they first appear, and where each value's row is among them, -1 for untrained ones.
+
+        ``record`` notes in the rows that a training step has looked them up. See `triton_ops.group_by_row`.
+        """
+        if self._tick == LAST_TICK:
+            self.rows.clear_stamps()
+            self._tick = 0
+        self._tick += 1
+        return group_by_row(rows_N, self.meta, self.granule_table, self._tick, self.clock if record else None)
+
+    @property
+    def clock(self) -> int:
+        """The number of the training step that runs, from 1 on: one more than any of its tables has completed."""
+        return 1 + max(table.step for table in self.tables)
+
     def coalesce(self) -> PendingGrad | None:
         """All pending gradients as one, summed where they name the same row; None where there are none."""
-        if len(self.pending) < 2:
-            return self.pending[0] if self.pending else None
-        rows, inverse = torch.cat([part.rows for part in self.pending]).unique(return_inverse=True)
-        grads = torch.cat([part.grads for part in self.pending])
-        summed = grads.new_zeros(len(rows), grads.shape[1]).index_add_(0, inverse, grads)
-        self.pending = [PendingGrad(rows, summed)]
-        return self.pending[0]
+        if len(self.pending) > 1:
+            self.pending = [sum_by_row(self.pending, self.unique_rows, self.buffers)]
+        return self.pending[0] if self.pending else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -148,7 +157,7 @@ class TableGroup:
             "max_rows": self.max_rows,
             "rows": self.rows.snapshot(),
             "index": self.index.snapshot(),
-            "pending": [PendingGrad(*(part.clone() for part in pending)) for pending in self.pending],
+            "pending": [pending.clone() for pending in self.pending],
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -156,6 +165,7 @@ class TableGroup:
         for table, step in zip(self.tables, state["steps"], strict=True):
             table.step = step
         self.rows.restore(state["rows"])
+        self.rows.clear_stamps()
         self.index.restore(state["index"])
         self.pending = state["pending"]
 

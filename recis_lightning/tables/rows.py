@@ -13,7 +13,7 @@ from torch import Tensor
 from recis_lightning.tables.memory import physical_memory, reserve
 from triton_ops.index import RowPool
 from triton_ops.index.layout import END, NEXT, NO_ROW
-from triton_ops.row_layout import GRANULE, ID, RECORD, UNTRAINED
+from triton_ops.row_layout import GRANULE, ID, RECORD, STAMP, UNTRAINED
 
 DEFAULT_ROW = 0
 """The row of zeros that unknown ids read."""
@@ -95,6 +95,10 @@ class RowStore:
         """Take all rows of a table back; it keeps its blocks and starts anew with the first."""
         self.pool.cursors[table] = 0, 0, NO_ROW
         self._blocks[table].used = 0
+
+    def clear_stamps(self) -> None:
+        """Make the ticks of group_by_row begin anew."""
+        self.meta[: self._end, STAMP] = 0
 
     def stats(self, table: int, ids: int) -> dict[str, int]:
         """Of a table that holds so many ids: rows owned, rows erased and waiting for new ids, bytes of those owned."""

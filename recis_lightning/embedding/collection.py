@@ -1,0 +1,63 @@
+"""All embeddings of a model: features in, pooled or sequence tensors out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recis_lightning.embedding.lookup import GroupLookup
+from recis_lightning.ragged import Ragged
+from recis_lightning.schema import Schema
+from recis_lightning.tables import DynamicTable, TableGroup, build_groups
+
+
+class EmbeddingCollection(nn.Module):
+    """Looks up every feature that has a table, and pools as declared: ids [[5, 7], []] -> [[row 5 + row 7], [0]].
+
+    Takes a mapping that holds, by feature name, each embedded feature's ids as Ragged int64, with weights where the
+    schema declares them; other entries are passed over. Returns by feature name the pooled [B, D], or for pooling none a
+    Ragged with values [N, D], in the dtype of the table. mean divides by the sum of weights, sqrtn by the root of the sum
+    of their squares; an empty row gives zeros.
+
+    New ids get rows only in training mode and with gradients enabled; otherwise ids without a row read zeros. Backward
+    leaves the gradients in ``groups``, where `recis_lightning.optim.SparseOptimizer` takes them. Tables are neither
+    parameters nor buffers: moving or casting the module leaves them as they are.
+
+    Raises ValueError, naming feature and table, where an input is missing or does not fit.
+    """
+
+    def __init__(self, schema: Schema, *, seed: int = 0, max_rows: int | None = None) -> None:
+        """``seed`` decides the first values of rows; ``max_rows`` is as for `TableGroup`, for each group."""
+        super().__init__()
+        self.groups: list[TableGroup] = build_groups(schema.tables, seed=seed, max_rows=max_rows)
+        self.features = tuple(feature.name for feature in schema.embedded_features)
+        self._lookups = []
+        for group in self.groups:
+            names = {table.name for table in group}
+            features = [feature for feature in schema.embedded_features if feature.table in names]
+            self._lookups.append(GroupLookup(group, features))
+        with torch.inference_mode(False):
+            self._anchor = torch.zeros((), requires_grad=True)
+
+    @property
+    def tables(self) -> dict[str, DynamicTable]:
+        """Its tables by name."""
+        return {table.name: table for group in self.groups for table in group}
+
+    def forward(self, inputs: Mapping[str, Tensor | Ragged]) -> dict[str, Tensor | Ragged]:
+        insert = self.training and torch.is_grad_enabled()
+        outputs = {}
+        for lookup in self._lookups:
+            outputs.update(lookup(inputs, self._anchor, insert))
+        return {name: outputs[name] for name in self.features}
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "EmbeddingCollection":
+        """Nothing to move or cast: tables have the place and dtype they were declared with."""
+        return self
+
+    def extra_repr(self) -> str:
+        return "\n".join(
+            f"group of {len(group)} tables, dim {group.dim}, {group.dtype}, {group.optimizer_kind}"
+            for group in self.groups
+        )

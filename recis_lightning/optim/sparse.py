@@ -1,0 +1,144 @@
+"""Steps on the rows that backward has left gradients for. U touched rows, D row width, T tables of a group."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recis_lightning.schema import SparseOptimizer as Declaration
+from recis_lightning.tables import DynamicTable, PendingGrad, TableGroup
+from triton_ops.row_layout import GRANULE, ID
+from triton_ops.row_update import hyper_row, row_update
+
+# Schedulers that cycle momentum, and callbacks that log it, ask every group for these if they find them in one.
+_FOR_SCHEDULERS = {"betas": (0.0, 0.0), "weight_decay": 0.0}
+_OF_NEW_ROWS = "initial_accumulator_value"
+
+
+class SparseOptimizer:
+    """Updates the rows of groups of tables, each table by the optimizer it declares, touched rows only.
+
+    ``param_groups`` holds a mapping for each distinct declaration, {"name": "sparse/adagrad", "params": [], "lr": ...},
+    as torch's optimizers do: what a scheduler writes there, the next step uses. Optimizer state lies in the tables, and
+    so does the number of steps each has had.
+    """
+
+    def __init__(self, groups: Sequence[TableGroup]) -> None:
+        self.groups = list(groups)
+        self._settings: dict[Declaration, dict[str, Any]] = {}
+        for table in self.tables:
+            if table.optimizer not in self._settings:
+                self._settings[table.optimizer] = _param_group(table)
+        kinds = [settings["name"] for settings in self._settings.values()]
+        for declaration, settings in self._settings.items():
+            if kinds.count(settings["name"]) > 1:
+                first = next(table for table in self.tables if table.optimizer == declaration)
+                settings["name"] += f"/{first.name}"
+        self.param_groups = list(self._settings.values())
+
+    @property
+    def tables(self) -> list[DynamicTable]:
+        return [table for group in self.groups for table in group]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update all rows that have gradients, and forget the gradients.
+
+        Raises FloatingPointError, before anything is updated, where a gradient is infinite or not a number.
+        """
+        waiting = [(group, pending) for group in self.groups if (pending := group.coalesce()) is not None]
+        for group, pending in waiting:
+            check_finite(group, pending)
+        for group, pending in waiting:
+            self._update(group, pending)
+            group.pending.clear()
+
+    def _update(self, group: TableGroup, pending: PendingGrad) -> None:
+        for number in pending.tables:
+            group[number].step += 1
+        rows: dict[tuple[Declaration, int], list[float]] = {}
+        for table in group:
+            key = table.optimizer, max(table.step, 1)
+            if key not in rows:
+                rows[key] = _hyper_row(group.optimizer_kind, key[1], self._settings[table.optimizer])
+        hyper_TH = torch.tensor([rows[table.optimizer, max(table.step, 1)] for table in group], dtype=torch.float64)
+        row_update(
+            group.optimizer_kind, group.weight, group.state, pending.rows, pending.grads, group.granule_table, hyper_TH
+        )
+
+    def zero_grad(self) -> None:
+        """Forget what backward has left."""
+        for group in self.groups:
+            group.pending.clear()
+
+    def _coalesced_grads(self) -> list[Tensor]:
+        return [pending.grads for group in self.groups if (pending := group.coalesce()) is not None]
+
+    @torch.no_grad()
+    def grad_norm_sq(self) -> Tensor:
+        """The sum of squares of all gradients, each row's summed up first; a float64 scalar, 0 where there are none."""
+        norms = [torch.linalg.vector_norm(grads).double() for grads in self._coalesced_grads()]
+        return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+
+    @torch.no_grad()
+    def scale_grads(self, factor: Tensor) -> None:
+        """Multiply all gradients by a scalar."""
+        for grads in self._coalesced_grads():
+            grads.mul_(factor.to(grads.dtype))
+
+    @torch.no_grad()
+    def clamp_grads(self, bound: float) -> None:
+        """Limit each element of each row's gradient to [-bound, bound]."""
+        for grads in self._coalesced_grads():
+            grads.clamp_(-bound, bound)
+
+    @torch.no_grad()
+    def unscale_(self, inv_scale: Tensor, found_inf: Tensor) -> None:
+        """Undo a loss scaler: multiply by ``inv_scale``; set ``found_inf`` to 1 where a gradient is not finite."""
+        for grads in self._coalesced_grads():
+            torch._amp_foreach_non_finite_check_and_unscale_([grads], found_inf, inv_scale)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """A copy of ``param_groups``: all else is the tables' own."""
+        return [dict(group) for group in self.param_groups]
+
+    def load_state_dict(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Take over what ``state_dict`` gave. Raises ValueError where its groups are others."""
+        names, found = [group["name"] for group in self.param_groups], [group["name"] for group in saved]
+        if names != found:
+            raise ValueError(
+                f"the saved optimizer has the groups {', '.join(found) or 'none'}, this one {', '.join(names) or 'none'}; "
+                "load it with the tables and optimizers it was saved with"
+            )
+        for group, values in zip(self.param_groups, saved, strict=True):
+            group.update(values)
+
+
+def _param_group(table: DynamicTable) -> dict[str, Any]:
+    declared = asdict(table.optimizer)
+    declared.pop(_OF_NEW_ROWS, None)
+    return {"name": f"sparse/{table.optimizer.kind}", "params": []} | _FOR_SCHEDULERS | declared
+
+
+def _hyper_row(kind: str, step: int, settings: Mapping[str, Any]) -> list[float]:
+    names = ("lr", "eps", "betas", "weight_decay")
+    return hyper_row(kind, step, **{name: settings[name] for name in names if name in settings})
+
+
+def check_finite(group: TableGroup, pending: PendingGrad) -> None:
+    """Raise FloatingPointError, naming table and id, where a gradient is infinite or not a number."""
+    # One sum is half a percent of a step; it may overflow where no element is infinite, so it only raises suspicion.
+    if bool(pending.grads.sum().isfinite()):
+        return
+    broken = (~pending.grads.isfinite().all(dim=1)).nonzero()
+    if len(broken) == 0:
+        return
+    row = int(pending.rows[broken[0, 0]])
+    table = group[int(group.granule_table[row // GRANULE])]
+    raise FloatingPointError(
+        f"table '{table.name}': the gradient of id {int(group.meta[row, ID])} is not finite, as are those of "
+        f"{len(broken)} of {len(pending.rows)} touched rows; no table was updated. Look for a loss or weight that is "
+        "inf or nan, lower the learning rate, or clip gradients"
+    )

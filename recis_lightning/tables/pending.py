@@ -1,0 +1,38 @@
+"""Gradients on their way from backward to the optimizer. U unique rows, N rows with repetitions, D row width."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recis_lightning.tables.buffers import BufferPool
+from triton_ops.gather_pool import PooledGrad, pool_grads
+
+
+class PendingGrad(NamedTuple):
+    """Gradients that wait for the optimizer's step."""
+
+    rows: Tensor
+    """int64 [U], each row once."""
+    grads: Tensor
+    """[U, D]."""
+    tables: frozenset[int]
+    """The tables, by their number in the group, whose lookup left them: theirs is the step, rows or no rows."""
+
+    def clone(self) -> "PendingGrad":
+        return PendingGrad(self.rows.clone(), self.grads.clone(), self.tables)
+
+
+def sum_by_row(
+    pending: Sequence[PendingGrad], unique_rows: Callable[[Tensor], tuple[Tensor, Tensor]], buffers: BufferPool
+) -> PendingGrad:
+    """Sum what was left for the same row: rows [7], [8, 7] with grads [[1]], [[2], [3]] -> rows [7, 8], [[4], [2]]."""
+    rows_U, inverse_N = unique_rows(torch.cat([part.rows for part in pending]))
+    parts, begin = [], 0
+    for part in pending:
+        end = begin + len(part.rows)
+        parts.append(PooledGrad(part.grads, torch.arange(begin, end + 1), None))
+        begin = end
+    grads_UD = buffers.take((len(rows_U), pending[0].grads.shape[1]), pending[0].grads.dtype)
+    return PendingGrad(rows_U, pool_grads(parts, inverse_N, grads_UD), frozenset().union(*(p.tables for p in pending)))

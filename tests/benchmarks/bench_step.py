@@ -1,0 +1,169 @@
+"""Training steps in a bare loop: 26 tables, ids zipf(1.05) of which 2 % are new, an MLP, Adam; against stock torch.
+
+Ours grows exact tables. The rival keeps one `nn.EmbeddingBag(sparse=True)` of fixed size for hashed ids and updates it
+with SparseAdam; its ids are hashed before the clock starts, and lie so that its output needs no concatenation. Each
+contestant runs in a process of its own, on one thread, by turns; the time of a run is the mean over its steps.
+
+B batch rows, F features, D width of an embedding.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recis_lightning.embedding import EmbeddingCollection
+from recis_lightning.optim import CompositeOptimizer, SparseOptimizer
+from recis_lightning.ragged import Ragged
+from recis_lightning.schema import Schema
+from tests.benchmarks.report import Result
+
+FEATURES, BATCH, WIDTHS = 26, 4096, (16, 64)
+RANKS, EXPONENT, NEW = 5_000_000, 1.05, 0.02
+RIVAL_ROWS = 4_000_000
+WARM_UP, TIMED, RUNS = 12, 36, 5
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+RIVALS: dict[str, dict[str, str]] = {
+    "torch EmbeddingBag + SparseAdam": {},
+    "the same, THP_MEM_ALLOC_ENABLE=1": HUGE_PAGES,
+}
+
+
+def zipf_ids(steps: int) -> Iterator[Tensor]:
+    """For each step int64 [F, B]: ranks drawn with probability ~ rank^-1.05, made 64-bit ids; and some never seen."""
+    random = np.random.default_rng(1)
+    power = 1 - EXPONENT
+    unseen = 1 << 40
+    for _ in range(steps):
+        uniform = random.random((FEATURES, BATCH))
+        ranks = (1 + uniform * ((RANKS + 1) ** power - 1)) ** (1 / power)
+        ids = ranks.astype(np.int64)
+        new = random.random(ids.shape) < NEW
+        ids[new] = np.arange(unseen, unseen + new.sum())
+        unseen += int(new.sum())
+        ids += np.arange(FEATURES)[:, None] << 44
+        yield torch.from_numpy(ids * -7046029254386353131)  # an odd number: ids stay different, and look like hashes
+
+
+def labels(steps: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(2).integers(0, 2, (steps, BATCH)).astype(np.float32))
+
+
+def make_mlp(width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(FEATURES * width, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0)
+    )
+
+
+def ours(width: int, steps: int) -> Iterator[Callable[[], None]]:
+    schema = Schema.from_dict(
+        {
+            "columns": [{"name": f"c{{1..{FEATURES}}}", "dtype": "int64"}],
+            "tables": [
+                {
+                    "name": f"c{{1..{FEATURES}}}",
+                    "dim": width,
+                    "initializer": {"kind": "uniform", "low": -0.05, "high": 0.05},
+                    "optimizer": {"kind": "adamw", "lr": 1e-3},
+                }
+            ],
+            "features": [{"name": f"c{{1..{FEATURES}}}", "table": f"c{{1..{FEATURES}}}"}],
+        }
+    )
+    embedding, mlp = EmbeddingCollection(schema), make_mlp(width)
+    optimizer = CompositeOptimizer(torch.optim.AdamW(mlp.parameters()), SparseOptimizer(embedding.groups))
+    offsets = torch.arange(BATCH + 1)
+    for ids, label in zip(zipf_ids(steps), labels(steps), strict=True):
+        inputs = {f"c{feature + 1}": Ragged(ids[feature], offsets) for feature in range(FEATURES)}
+
+        def step(inputs: dict[str, Ragged] = inputs, label: Tensor = label) -> None:
+            optimizer.zero_grad()
+            pooled = embedding(inputs)
+            logits = mlp(torch.cat([pooled[name] for name in inputs], dim=1))
+            nn.functional.binary_cross_entropy_with_logits(logits, label).backward()
+            optimizer.step()
+
+        yield step
+
+
+def theirs(width: int, steps: int) -> Iterator[Callable[[], None]]:
+    bag, mlp = nn.EmbeddingBag(RIVAL_ROWS, width, mode="sum", sparse=True), make_mlp(width)
+    nn.init.uniform_(bag.weight, -0.05, 0.05)
+    dense, sparse = torch.optim.AdamW(mlp.parameters()), torch.optim.SparseAdam(bag.parameters(), lr=1e-3)
+    offsets = torch.arange(BATCH * FEATURES)
+    for ids, label in zip(zipf_ids(steps), labels(steps), strict=True):
+        rows = ids.T.remainder(RIVAL_ROWS).reshape(-1)
+
+        def step(rows: Tensor = rows, label: Tensor = label) -> None:
+            dense.zero_grad()
+            sparse.zero_grad()
+            logits = mlp(bag(rows, offsets).view(BATCH, -1))
+            nn.functional.binary_cross_entropy_with_logits(logits, label).backward()
+            dense.step()
+            sparse.step()
+
+        yield step
+
+
+def measure(contestant: str, width: int) -> float:
+    """Mean wall time of a step, in milliseconds."""
+    torch.set_num_threads(1)
+    steps = list((ours if contestant == "ours" else theirs)(width, WARM_UP + TIMED))
+    for step in steps[:WARM_UP]:
+        step()
+    times = [time.perf_counter()]
+    for step in steps[WARM_UP:]:
+        step()
+        times.append(time.perf_counter())
+    return 1000 * statistics.fmean(end - begin for begin, end in pairwise(times))
+
+
+def measure_apart(contestant: str, width: int, environment: dict[str, str]) -> float:
+    """`measure` in a new process on one thread."""
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.benchmarks.bench_step", contestant, str(width)]
+    output = subprocess.run(
+        command, env=os.environ | one_thread | environment, check=True, capture_output=True, text=True
+    ).stdout
+    return float(json.loads(output.splitlines()[-1]))
+
+
+def run() -> list[Result]:
+    results = []
+    for width in WIDTHS:
+        measure_apart("ours", width, {})  # compiles what is not in the cache yet
+        times: dict[str, list[float]] = {name: [] for name in ("ours", *RIVALS)}
+        for _ in range(RUNS):
+            times["ours"].append(measure_apart("ours", width, {}))
+            for rival, environment in RIVALS.items():
+                times[rival].append(measure_apart("theirs", width, environment))
+        for rival in RIVALS:
+            ratios = [theirs / ours for ours, theirs in zip(times["ours"], times[rival], strict=True)]
+            results.append(
+                Result(
+                    name=f"step, width {width}",
+                    rival=rival,
+                    ratio=statistics.median(ratios),
+                    worst_ratio=min(ratios),
+                    ours=statistics.median(times["ours"]),
+                    theirs=statistics.median(times[rival]),
+                    unit="ms",
+                    shapes=f"{FEATURES} tables x batch {BATCH}, zipf({EXPONENT}) over {RANKS} ranks, {NEW:.0%} new, "
+                    f"MLP {FEATURES * width}-256-64-1, {RUNS} runs of {TIMED} steps",
+                    threads=1,
+                )
+            )
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))

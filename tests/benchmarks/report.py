@@ -1,0 +1,68 @@
+"""What a benchmark gives: ratios against a named rival, measured in one run, as a table and as JSON."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import lightning
+import numba
+import numpy
+import torch
+
+FOLDER = Path("build/bench")
+
+
+def hardware() -> str:
+    """The processor's model and the number of cores this process may use."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def versions() -> dict[str, str]:
+    modules = {"torch": torch, "lightning": lightning, "numba": numba, "numpy": numpy}
+    return {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How one of our measures compares with a rival's; a ratio above 1 is in our favour."""
+
+    name: str
+    rival: str
+    ratio: float
+    """The median over runs of theirs / ours, each from the same run."""
+    worst_ratio: float
+    """The least of these."""
+    ours: float
+    theirs: float
+    unit: str
+    shapes: str
+    threads: int
+    hardware: str = field(default_factory=hardware)
+    versions: dict[str, str] = field(default_factory=versions)
+
+
+def print_table(results: Sequence[Result]) -> None:
+    header = ("what", "against", "ratio", "worst", "ours", "theirs", "unit")
+    rows = [
+        (r.name, r.rival, f"{r.ratio:.2f}x", f"{r.worst_ratio:.2f}x", f"{r.ours:.4g}", f"{r.theirs:.4g}", r.unit)
+        for r in results
+    ]
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def write_json(part: str, results: Sequence[Result]) -> Path:
+    """Write build/bench/<part>.json, a list of results."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{part}.json"
+    path.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    return path

@@ -1,0 +1,316 @@
+"""What a run does beside training: it commits the loader's position, measures, records itself, and stops when asked.
+
+`RecModule.configure_callbacks` adds `CommitLoader`, `TableStatistics`, `Throughput`, `RunRecord` and `SaveOnInterrupt`
+to every Trainer. `RunProgressBar` is the CLI's; pass it as a callback to have it from Python.
+"""
+
+import json
+import math
+import os
+import posixpath
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from fsspec.core import url_to_fs
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+
+from recis_lightning.ragged import Batch
+from recis_lightning.tables import DynamicTable
+
+
+def run_directory(trainer: Trainer) -> str | None:
+    """Where a run keeps config.yaml, metrics.json, checkpoints/: <save_dir>/<name>/<version> of its first logger.
+
+    `ModelCheckpoint` puts its checkpoints there too, whatever the logger. Without a logger it is <default_root_dir>,
+    for want of a version; None under fast_dev_run, which leaves nothing behind.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    if not trainer.loggers:
+        return trainer.default_root_dir
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return os.path.join(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a small file in one step: readers see the old text or the new one."""
+    fs, place = url_to_fs(path)
+    fs.makedirs(posixpath.dirname(place), exist_ok=True)
+    fs.pipe_file(place + ".tmp", text.encode())
+    fs.mv(place + ".tmp", place)
+
+
+class CommitLoader(Callback):
+    """Tells the training loader which batch has been trained on, so that a checkpoint's position is right behind it.
+
+    The strategy puts it before all other callbacks: any of them may save.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        commit = getattr(trainer.train_dataloader, "commit", None)
+        if commit is not None:
+            commit(batch.token)
+
+
+class SteppedCallback(Callback):
+    """Knows whether the batch that has just ended ended with an optimizer step, or only added to gradients."""
+
+    _global_step = -1
+    stepped = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._global_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.stepped = trainer.global_step > self._global_step
+
+    def is_logged(self, trainer: Trainer) -> bool:
+        """Whether Lightning hands to the loggers what is logged at this batch's end."""
+        return self.stepped and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
+class TableStatistics(SteppedCallback):
+    """Logs sparse/<table>/rows of every table, and sparse/rows and sparse/bytes of all together."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.is_logged(trainer):
+            pl_module.log_dict(table_statistics(pl_module.tables))  # type: ignore[arg-type]
+
+
+def table_statistics(tables: Mapping[str, DynamicTable]) -> dict[str, float]:
+    """What `TableStatistics` logs, of these tables."""
+    rows = {f"sparse/{name}/rows": float(len(table)) for name, table in tables.items()}
+    used = sum(table.stats()["bytes"] for table in tables.values())
+    return rows | {"sparse/rows": sum(rows.values()), "sparse/bytes": float(used)}
+
+
+class Throughput(SteppedCallback):
+    """Logs perf/rows_per_second and perf/data_wait, the share of time that training waited for its data.
+
+    Both over the steps since they were last logged (every ``log_every_n_steps``), without validation and checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.rows_per_second: float | None = None
+        self._rows = 0
+        self._busy = self._waited = 0.0
+        self._since = self._saving = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lap(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lap(trainer)
+
+    def _lap(self, trainer: Trainer) -> float:
+        """Seconds since the last lap, without those that went into checkpoints."""
+        since, saving = self._since, self._saving
+        self._since, self._saving = time.perf_counter(), trainer.strategy.seconds_saving  # type: ignore[attr-defined]
+        return max(self._since - since - (self._saving - saving), 0.0) if since else 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._waited += self._lap(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._busy += self._lap(trainer)
+        self._rows += batch.size
+        if self.is_logged(trainer):
+            self._log(pl_module)
+
+    def _log(self, pl_module: LightningModule) -> None:
+        seconds = self._busy + self._waited
+        if seconds > 0:
+            self.rows_per_second = self._rows / seconds
+            pl_module.log_dict({"perf/rows_per_second": self.rows_per_second, "perf/data_wait": self._waited / seconds})
+        self._rows, self._busy, self._waited = 0, 0.0, 0.0
+
+
+BETTER = {"loss": min, "logloss": min, "ne": min, "mse": min, "auc": max}
+"""Which of two values of a metric is better, by the last part of its name; others have no best value."""
+
+
+class RunRecord(Callback):
+    """Writes metrics.json into the run's directory: every metric's last value, and the best of those of validation.
+
+    {"step": 200, "last": {"train/loss": 0.43, "val/auc": 0.79}, "best": {"val/auc": {"value": 0.8, "step": 100}}}
+    """
+
+    def __init__(self) -> None:
+        self.best: dict[str, dict[str, float]] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        for name, value in _metrics(trainer).items():
+            better = BETTER.get(name.rpartition("/")[2])
+            if name.startswith("val/") and better is not None and value == value:
+                best = self.best.get(name)
+                if best is None or better(value, best["value"]) != best["value"]:
+                    self.best[name] = {"value": value, "step": trainer.global_step}
+        self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        directory = run_directory(trainer)
+        if directory is not None and trainer.is_global_zero:
+            record = {"step": trainer.global_step, "last": _metrics(trainer), "best": self.best}
+            write_text(posixpath.join(directory, "metrics.json"), json.dumps(record, indent=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+
+
+class RunInterrupted(SystemExit):
+    """Ends the process with status 130, as a shell's Ctrl-C does, once the run is saved in ``path``."""
+
+    def __init__(self, path: str | None) -> None:
+        super().__init__(130)
+        self.path = path
+
+
+class SaveOnInterrupt(SteppedCallback):
+    """On the first SIGINT (Ctrl-C) of a fit: end the running step, save interrupted.ckpt, leave with status 130.
+
+    The second one aborts at once, as without this callback. What is saved resumes to the bit.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.requested = False
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._previous = signal.signal(signal.SIGINT, self._request)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore_handler()
+        # Not print(): the signal may have come in the middle of one.
+        os.write(2, b"\nrecis: saving after this step; Ctrl-C again to abort at once\n")
+
+    def _restore_handler(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not _may_be_validated(trainer, batch_idx):
+            self._leave_if_requested(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._leave_if_requested(trainer)
+
+    def _leave_if_requested(self, trainer: Trainer) -> None:
+        if not (self.requested and self.stepped):
+            return
+        self.requested = False
+        directory = run_directory(trainer)
+        if directory is None:
+            raise RunInterrupted(None)
+        path = posixpath.join(directory, "interrupted.ckpt")
+        trainer.save_checkpoint(path)
+        print(f"recis: stopped after step {trainer.global_step}; go on with --ckpt_path {path}", file=sys.stderr)
+        raise RunInterrupted(path)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handler()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handler()
+
+
+def _may_be_validated(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether validation may follow this batch: what is saved before it would resume behind it, and leave it out."""
+    every = trainer.val_check_batch
+    is_due = every is not None and math.isfinite(every) and (batch_idx + 1) % every == 0
+    return trainer.enable_validation and (trainer.is_last_batch or is_due)
+
+
+class RunProgressBar(TQDMProgressBar):
+    """Lightning's bar with rows/s and the time left of the whole fit, drawn twice a second (in a file, every 10 s)."""
+
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+    def __init__(self, leave: bool = False) -> None:
+        super().__init__(leave=leave)
+        self.every_seconds = 0.5 if sys.stdout.isatty() else 10.0
+        self._drawn = self._started = 0.0
+        self._first_step = 0
+
+    def on_train_start(self, *arguments: Any) -> None:
+        super().on_train_start(*arguments)
+        self._started, self._first_step = time.monotonic(), self.trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._is_due() or batch_idx + 1 == self.total_train_batches:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_batch_end(self, *arguments: Any, **options: Any) -> None:
+        if self._is_due():
+            super().on_validation_batch_end(*arguments, **options)
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._drawn < self.every_seconds:
+            return False
+        self._drawn = now
+        return True
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        shown: dict[str, Any] = {}
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        speed = next((c.rows_per_second for c in callbacks if isinstance(c, Throughput)), None)
+        if speed is not None:
+            shown["rows/s"] = f"{speed / 1000:.1f}k" if speed >= 1000 else f"{speed:.0f}"
+        left = self._seconds_left(trainer)
+        if left is not None:
+            shown["left"] = self.train_progress_bar.format_interval(left)
+        return shown | metrics
+
+    def _seconds_left(self, trainer: Trainer) -> float | None:
+        """At the pace since the start, validation and checkpoints included; None where the end is not known."""
+        done = trainer.global_step - self._first_step
+        if done <= 0 or not math.isfinite(trainer.estimated_stepping_batches):
+            return None
+        remaining = trainer.estimated_stepping_batches - trainer.global_step
+        return max(remaining, 0) * (time.monotonic() - self._started) / done

@@ -1,0 +1,301 @@
+"""What a checkpoint holds, and how it is put there and taken out again.
+
+    x.ckpt/manifest.json                   format version, rows and checksum of every file, schema, hyper-parameters,
+                                           tables: width, dtype, optimizer, step
+    x.ckpt/dense.safetensors               the module's state_dict
+    x.ckpt/tables/<name>/0000-4096.safetensors
+                                           rows of virtual shards [0, 4096), in their order: ids, weight, last_step,
+                                           count, slot.<name> of the optimizer, shard_offsets: where each shard starts
+    x.ckpt/trainer.pt                      the rest: loops with the loader's position, optimizer, schedulers,
+                                           callbacks, random state; loads with weights_only=True
+
+Nothing in it depends on the number of ranks or on a device. Tables are written and read in pieces of bounded size.
+
+N rows of a part, D row width, S virtual shards of a part.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import recis_lightning
+from recis_lightning.schema import Adagrad, RowwiseAdagrad
+from recis_lightning.tables import DynamicTable, TableSlice, virtual_shard
+from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter
+
+SHARDS = 4096  # virtual shards of every table
+PART_BYTES = 64 << 20  # rows that are in memory twice while they are written or read
+SLOT = "slot."  # how optimizer state is named among a part's tensors
+READER = "recis_lightning.reader"  # where a loaded checkpoint carries its directory on to the tables
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def save_checkpoint(
+    checkpoint: dict[str, Any], path: str, tables: Mapping[str, DynamicTable], part_bytes: int = PART_BYTES
+) -> None:
+    """Write Lightning's ``checkpoint`` and the rows of ``tables`` into the directory ``path``, whole or not at all."""
+    rest = dict(checkpoint)
+    dense, other = _split_state(rest.pop("state_dict"))
+    contents = {
+        "written_by": {"recis_lightning": recis_lightning.__version__, "torch": torch.__version__},
+        "epoch": rest["epoch"],
+        "global_step": rest["global_step"],
+        "schema": as_json(rest.pop("schema", None), "the schema"),
+        "hyper_parameters": as_json(rest.pop("hyper_parameters", {}), "hyper_parameters"),
+        "datamodule_hyper_parameters": as_json(
+            rest.pop("datamodule_hyper_parameters", {}), "datamodule_hyper_parameters"
+        ),
+    }
+    rest["other_state"] = other
+    trainer = io.BytesIO()
+    torch.save(_loadable(rest, "checkpoint"), trainer)
+    with_optimizer = "optimizer_states" in checkpoint
+    writer = DirectoryWriter(path)
+    writer.add("dense.safetensors", safetensors.torch.save(dense))
+    writer.add("trainer.pt", trainer.getbuffer())
+    saved_tables = {
+        name: _describe(table) | {"parts": _save_table(writer, table, with_optimizer, part_bytes)}
+        for name, table in tables.items()
+    }
+    writer.commit(contents | {"tables": saved_tables})
+
+
+def _split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Separate tensors from what else modules put into a state_dict; no two tensors share memory afterwards."""
+    dense: dict[str, Tensor] = {}
+    other: dict[str, Any] = {}
+    seen: set[int] = set()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            other[name] = value
+            continue
+        # safetensors refuses tied weights; a copy of each loads into tied ones all the same.
+        storage = value.untyped_storage().data_ptr()
+        dense[name] = value.detach().cpu().contiguous() if storage not in seen else value.detach().cpu().clone()
+        seen.add(storage)
+    return dense, other
+
+
+def _describe(table: DynamicTable) -> dict[str, Any]:
+    return {
+        "dim": table.dim,
+        "dtype": str(table.dtype).removeprefix("torch."),
+        "optimizer": {"kind": table.optimizer.kind, **dataclasses.asdict(table.optimizer)},
+        "step": table.step,
+        "rows": len(table),
+    }
+
+
+def _save_table(
+    writer: DirectoryWriter, table: DynamicTable, with_optimizer: bool, part_bytes: int
+) -> list[dict[str, Any]]:
+    """Write a table part by part; each is as many virtual shards as fit ``part_bytes``."""
+    parts = []
+    for first, last in _shard_ranges(table, part_bytes):
+        rows = table.export(first, last)
+        name = f"tables/{table.name}/{first:04d}-{last:04d}.safetensors"
+        writer.add(name, safetensors.torch.save(_as_tensors(rows, first, last, with_optimizer)), rows=len(rows.ids))
+        parts.append({"file": name, "first_shard": first, "last_shard": last})
+    return parts
+
+
+def _shard_ranges(table: DynamicTable, part_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut [0, 4096) into equal ranges of about ``part_bytes``: ids spread evenly over virtual shards."""
+    empty = table.export(0, 0)
+    tensors = (empty.ids, empty.weight, *empty.slots.values(), empty.last_step, empty.count)
+    row_bytes = sum(tensor.itemsize * math.prod(tensor.shape[1:]) for tensor in tensors)
+    parts = 1
+    while parts < SHARDS and len(table) * row_bytes > part_bytes * parts:
+        parts *= 2
+    size = SHARDS // parts
+    for first in range(0, SHARDS, size):
+        yield first, first + size
+
+
+def _as_tensors(rows: TableSlice, first: int, last: int, with_optimizer: bool) -> dict[str, Tensor]:
+    counts_S = torch.bincount(virtual_shard(rows.ids) - first, minlength=last - first)
+    shard_offsets = torch.zeros(last - first + 1, dtype=torch.int64)
+    torch.cumsum(counts_S, 0, out=shard_offsets[1:])
+    tensors = {"ids": rows.ids, "weight": rows.weight, "last_step": rows.last_step, "count": rows.count}
+    if with_optimizer:
+        tensors |= {SLOT + name: slot for name, slot in rows.slots.items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()} | {"shard_offsets": shard_offsets}
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Read all but the rows: the dictionary that Lightning expects, and a reader of the directory for `load_tables`."""
+    reader = DirectoryReader(path)
+    trainer = io.BytesIO(reader.read("trainer.pt"))
+    checkpoint: dict[str, Any] = torch.load(trainer, map_location="cpu", weights_only=True)
+    dense = safetensors.torch.load(reader.read("dense.safetensors"))
+    checkpoint["state_dict"] = dense | checkpoint.pop("other_state")
+    for key in ("schema", "hyper_parameters", "datamodule_hyper_parameters"):
+        checkpoint[key] = reader.manifest[key]
+    checkpoint[READER] = reader
+    return checkpoint
+
+
+def load_dense(module: nn.Module, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+    """Load the dense state; CheckpointError lists what is missing, left over or of another shape."""
+    saved, wanted = checkpoint["state_dict"], module.state_dict()
+    problems = [
+        f"'{name}' has shape {list(saved[name].shape)}, this model's has {list(wanted[name].shape)}"
+        for name in saved.keys() & wanted.keys()
+        if isinstance(saved[name], Tensor) and saved[name].shape != wanted[name].shape
+    ]
+    if strict:
+        problems += [f"'{name}' is not in it" for name in wanted.keys() - saved.keys()]
+        problems += [f"'{name}' is none of this model's" for name in saved.keys() - wanted.keys()]
+    if problems:
+        raise _other_model(checkpoint[READER], "dense weights", problems)
+    module.load_state_dict(saved, strict=strict)
+
+
+def load_tables(
+    tables: Mapping[str, DynamicTable], reader: DirectoryReader, first_shard: int = 0, last_shard: int = SHARDS
+) -> None:
+    """Fill ``tables`` with the saved rows of virtual shards [first_shard, last_shard), and nothing else.
+
+    CheckpointError where the checkpoint holds other tables; where a file turns out to be damaged, all tables are empty.
+    """
+    saved = reader.manifest["tables"]
+    problems = list(_table_mismatches(tables, saved))
+    if problems:
+        raise _other_model(reader, "tables", problems)
+    try:
+        for name, table in tables.items():
+            table.clear()
+            for part in saved[name]["parts"]:
+                if part["first_shard"] < last_shard and first_shard < part["last_shard"]:
+                    table.load(_read_part(reader, part, table, first_shard, last_shard))
+            table.step = saved[name]["step"]
+    except CheckpointError:
+        for table in tables.values():
+            table.clear()
+        raise
+
+
+def _table_mismatches(tables: Mapping[str, DynamicTable], saved: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"table '{name}' is not in it" for name in tables.keys() - saved.keys())
+    yield from (f"table '{name}' is none of this model's" for name in saved.keys() - tables.keys())
+    for name in tables.keys() & saved.keys():
+        wanted = _describe(tables[name])
+        for key in ("dim", "dtype"):
+            if saved[name][key] != wanted[key]:
+                yield f"table '{name}' has {key} {saved[name][key]}, this model's has {wanted[key]}"
+        if saved[name]["optimizer"]["kind"] != wanted["optimizer"]["kind"]:
+            kinds = saved[name]["optimizer"]["kind"], wanted["optimizer"]["kind"]
+            yield f"table '{name}' has the state of optimizer {kinds[0]}, this model's is {kinds[1]}"
+
+
+def _other_model(reader: DirectoryReader, what: str, problems: list[str], shown: int = 12) -> CheckpointError:
+    lines = sorted(problems)[:shown] + ([f"and {len(problems) - shown} more"] if len(problems) > shown else [])
+    return CheckpointError(
+        f"checkpoint '{reader.path}' holds the {what} of another model:\n"
+        + "\n".join(f"  - {line}" for line in lines)
+        + "\nTake the recipe of the run that wrote it (its schema and hyper-parameters are in the checkpoint's "
+        "manifest.json), or start without a checkpoint."
+    )
+
+
+def _read_part(
+    reader: DirectoryReader, part: Mapping[str, Any], table: DynamicTable, first_shard: int, last_shard: int
+) -> TableSlice:
+    tensors = safetensors.torch.load(reader.read(part["file"]))
+    offsets = tensors.pop("shard_offsets")
+    start = int(offsets[max(first_shard - part["first_shard"], 0)])
+    stop = int(offsets[min(last_shard, part["last_shard"]) - part["first_shard"]])
+    tensors = {name: tensor[start:stop] for name, tensor in tensors.items()}
+    slots = {name.removeprefix(SLOT): tensors[name] for name in tensors if name.startswith(SLOT)}
+    return TableSlice(
+        ids=tensors["ids"],
+        weight=tensors["weight"],
+        slots=slots or _first_slots(table, stop - start),
+        last_step=tensors["last_step"],
+        count=tensors["count"],
+    )
+
+
+def _first_slots(table: DynamicTable, count: int) -> dict[str, Tensor]:
+    """The optimizer state of new rows, for a checkpoint of the weights alone."""
+    optimizer = table.optimizer
+    value = optimizer.initial_accumulator_value if isinstance(optimizer, Adagrad | RowwiseAdagrad) else 0.0
+    return {name: slot.new_full((count, *slot.shape[1:]), value) for name, slot in table.export(0, 0).slots.items()}
+
+
+# --------------------------------------------------------------------------------------------------------- random state
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's global generators, in types that load with weights_only=True."""
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on where `random_state` was taken; generators of GPUs only where there are as many."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# --------------------------------------------------------------------------------------------------------- plain values
+
+
+def as_json(value: Any, where: str) -> Any:
+    """The value as JSON holds it, tuples as lists; CheckpointError names the entry that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return json.loads(json.dumps(value))
+    raise CheckpointError(
+        f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; give plain numbers, strings, lists and "
+        "mappings, or leave it out with save_hyperparameters(ignore=...)"
+    )
+
+
+def _loadable(value: Any, where: str) -> Any:
+    """The value as torch.load(weights_only=True) accepts it; CheckpointError names the entry that it would refuse."""
+    if isinstance(value, Mapping):
+        return {_loadable(key, where): _loadable(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_loadable(item, f"{where}[{index}]") for index, item in enumerate(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if value is None or type(value) in (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    raise CheckpointError(
+        f"{where} is a {type(value).__name__}, which cannot be loaded again safely; let the state_dict() of callbacks "
+        "and schedulers hold tensors and plain values"
+    )

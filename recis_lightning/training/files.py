@@ -1,0 +1,199 @@
+"""A directory of checksummed files that appears whole or not at all: what checkpoints are made of.
+
+    writer = DirectoryWriter("run/epoch=1.ckpt")      # writes run/epoch=1.ckpt.tmp
+    writer.add("dense.safetensors", data)
+    writer.commit({"global_step": 100})               # manifest.json, fsync, rename
+
+    reader = DirectoryReader("run/epoch=1.ckpt")      # manifest.json is whole, every file is there in its full size
+    data = reader.read("dense.safetensors")           # and has the checksum that was written
+
+Paths are local or any URL that fsspec knows. Where a rename is not atomic (object stores), the files are written in
+place and the manifest last: a directory without a manifest is no checkpoint.
+"""
+
+import json
+import os
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+MANIFEST = "manifest.json"
+FORMAT, VERSION = "recis-lightning checkpoint", 1
+ASIDE, REPLACED = ".tmp", ".old"  # what a directory is called before it is committed, and once it has been replaced
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: which, why, and what to do."""
+
+
+def _checksum(data: bytes | memoryview) -> str:
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return _checksum(json.dumps(rest, sort_keys=True).encode())
+
+
+class DirectoryWriter:
+    """Writes files aside and commits them together; see the module."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fs, root = url_to_fs(path)
+        self._root = root.rstrip("/")
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._folder = self._root + ASIDE if self._is_local else self._root
+        self._files: dict[str, dict[str, Any]] = {}
+        _remove(self._fs, self._folder)
+        self._fs.makedirs(self._folder, exist_ok=True)
+
+    def add(self, name: str, data: bytes | memoryview, rows: int | None = None) -> None:
+        """Write one file, `tables/c1/0000-4096.safetensors`; ``rows`` is noted beside its checksum."""
+        place = posixpath.join(self._folder, name)
+        self._fs.makedirs(posixpath.dirname(place), exist_ok=True)
+        self._write(place, data)
+        entry = {"bytes": len(data), "xxh3_64": _checksum(data)}
+        self._files[name] = entry if rows is None else entry | {"rows": rows}
+
+    def _write(self, place: str, data: bytes | memoryview) -> None:
+        with self._fs.open(place, "wb") as file:
+            file.write(data)
+            if self._is_local:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def commit(self, contents: Mapping[str, Any]) -> None:
+        """Write the manifest, with ``contents`` in it, and let the directory appear under its name."""
+        manifest = {"format": FORMAT, "version": VERSION, **contents, "files": self._files}
+        manifest["checksum"] = _manifest_checksum(manifest)
+        self._write(posixpath.join(self._folder, MANIFEST), json.dumps(manifest, indent=1).encode())
+        if self._is_local:
+            self._sync_folders()
+            self._replace()
+
+    def _sync_folders(self) -> None:
+        # A file's name is durable once its folder is, whatever was synced of the file itself.
+        for folder, _, _ in os.walk(self._folder):
+            _sync_folder(folder)
+
+    def _replace(self) -> None:
+        """Rename the directory to its name; one that had the name is moved out of the way first, and then removed.
+
+        POSIX replaces no directory that holds files in one step. Between the two renames only `.old` and `.tmp` exist,
+        both whole, and `DirectoryReader` finds them.
+        """
+        replaced = self._root + REPLACED
+        if os.path.lexists(self._root):
+            _remove(self._fs, replaced)
+            os.rename(self._root, replaced)
+        os.rename(self._folder, self._root)
+        _sync_folder(os.path.dirname(self._root))
+        _remove(self._fs, replaced)
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_directory(path: str) -> None:
+    """Remove a checkpoint, or what is left of one; of a link only the link. Nothing happens where there is none."""
+    fs, root = url_to_fs(path)
+    _remove(fs, root.rstrip("/"))
+
+
+def _remove(fs: AbstractFileSystem, root: str) -> None:
+    fs.invalidate_cache()
+    if isinstance(fs, LocalFileSystem) and os.path.islink(root):
+        os.unlink(root)
+        return
+    if not fs.exists(root):
+        return
+    manifest = posixpath.join(root, MANIFEST)
+    if fs.isdir(root) and fs.exists(manifest):
+        fs.rm_file(manifest)  # first, so that a removal that is interrupted leaves no checkpoint
+    fs.rm(root, recursive=True)
+
+
+class DirectoryReader:
+    """Reads what `DirectoryWriter` committed; CheckpointError names what is torn, cut off or changed.
+
+    That all files are there, in their full size, is seen at once; a file's checksum when it is read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fs, root = url_to_fs(path)
+        self._fs.invalidate_cache()
+        self._root = self._find(root.rstrip("/"))
+        self.manifest = self._read_manifest()
+        self._check_sizes()
+
+    def _find(self, root: str) -> str:
+        manifest = posixpath.join(root, MANIFEST)
+        if self._fs.exists(manifest):
+            return root
+        if self._fs.isdir(root):
+            raise CheckpointError(
+                f"checkpoint '{self.path}' has no {MANIFEST}: writing or removing it was interrupted; use another one"
+            )
+        if self._fs.exists(root):
+            raise CheckpointError(
+                f"checkpoint '{self.path}' is a file; checkpoints of the strategy recis_sharded are directories "
+                f"that hold a {MANIFEST}"
+            )
+        for other in (root + ASIDE, root + REPLACED):  # whole where replacing it was interrupted, the newer one first
+            if self._fs.exists(posixpath.join(other, MANIFEST)):
+                return other
+        raise CheckpointError(f"there is no checkpoint '{self.path}'")
+
+    def _read_manifest(self) -> dict[str, Any]:
+        data = self._fs.cat_file(posixpath.join(self._root, MANIFEST))
+        try:
+            manifest = json.loads(data)
+        except ValueError:
+            manifest = None
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise CheckpointError(f"checkpoint '{self.path}': {MANIFEST} cannot be read; use another checkpoint")
+        if manifest.get("version") != VERSION:
+            raise CheckpointError(
+                f"checkpoint '{self.path}' has format version {manifest.get('version')}, this release reads {VERSION}; "
+                "read it with the release that wrote it"
+            )
+        if manifest.get("checksum") != _manifest_checksum(manifest):
+            raise CheckpointError(
+                f"checkpoint '{self.path}': {MANIFEST} was changed after it was written; use another checkpoint"
+            )
+        return manifest
+
+    def _check_sizes(self) -> None:
+        found = self._fs.find(self._root, detail=True)
+        sizes = {posixpath.relpath(place, self._root): info["size"] for place, info in found.items()}
+        for name, entry in self.manifest["files"].items():
+            if name not in sizes:
+                raise CheckpointError(f"checkpoint '{self.path}': file {name} is missing; use another checkpoint")
+            if sizes[name] != entry["bytes"]:
+                raise CheckpointError(
+                    f"checkpoint '{self.path}': file {name} has {sizes[name]} bytes, {entry['bytes']} were written; "
+                    "it was cut off or changed, use another checkpoint"
+                )
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, once its checksum has been found right."""
+        data = self._fs.cat_file(posixpath.join(self._root, name))
+        expected = self.manifest["files"][name]["xxh3_64"]
+        if _checksum(data) != expected:
+            raise CheckpointError(
+                f"checkpoint '{self.path}': file {name} has checksum {_checksum(data)}, {expected} was written; "
+                "its bytes were changed, use another checkpoint"
+            )
+        return data

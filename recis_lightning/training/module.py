@@ -1,0 +1,286 @@
+"""RecModule: columns -> features -> embeddings -> network -> losses and metrics, as a LightningModule.
+
+    module = RecModule(schema, network=DeepFM)
+    trainer = Trainer(strategy="recis_sharded", accelerator="cpu", devices=1, max_epochs=1)
+    trainer.fit(module, OrcDataModule(schema, train="log/train", validation="log/valid"))
+
+B batch rows, N ids, D row width.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Self, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from recis_lightning.embedding import EmbeddingCollection
+from recis_lightning.features import FeatureEngine
+from recis_lightning.optim import CompositeOptimizer, SparseOptimizer
+from recis_lightning.ragged import Batch, Ragged
+from recis_lightning.schema import Schema, did_you_mean
+from recis_lightning.tables import DynamicTable
+from recis_lightning.training.callbacks import CommitLoader, RunRecord, SaveOnInterrupt, TableStatistics, Throughput
+from recis_lightning.training.checkpoint import READER, load_checkpoint, load_dense, load_tables
+from recis_lightning.training.factories import describe, restore
+from recis_lightning.training.objectives import (
+    Judge,
+    check_logits,
+    check_targets,
+    mean_loss,
+    scores_of,
+    targets_of,
+)
+from recis_lightning.training.strategy import ShardedStrategy
+
+FACTORIES = ("network", "dense_optimizer", "lr_scheduler")
+
+
+class RecModule(LightningModule):
+    """Trains the network that ``network(schema)`` builds on the embeddings and dense features of ``schema``.
+
+    The network maps {feature: Tensor [B, D] | Ragged} to {task: logits [B]}. Tables are updated by the optimizers that
+    the schema declares, all other parameters by ``dense_optimizer``. ``lr_scheduler`` drives the learning rates of
+    both, each from its own first value, once a step. ``seed`` is that of the tables' first values; the network draws
+    its own from torch's generator (`seed_everything`).
+
+    Logged are train/loss; val/loss, val/auc, val/logloss, val/ne, val/calibration and the same of test; with several
+    tasks val/<task>/auc and so on beside the weighted sum val/loss.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        network: Callable[[Schema], nn.Module],
+        dense_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam,
+        lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if isinstance(network, nn.Module):
+            raise TypeError(
+                f"network is a {type(network).__name__}, need what builds one from the schema: "
+                f"network={type(network).__name__}, or partial({type(network).__name__}, ...)"
+            )
+        self.schema = schema
+        self.dense_optimizer, self.lr_scheduler = dense_optimizer, lr_scheduler
+        factories = {"network": network, "dense_optimizer": dense_optimizer, "lr_scheduler": lr_scheduler}
+        self.save_hyperparameters({name: describe(factory) for name, factory in factories.items()} | {"seed": seed})
+        self.features = FeatureEngine(schema)
+        self.embedding = EmbeddingCollection(schema, seed=seed)
+        self.network = network(schema)
+        self.judges = nn.ModuleDict({stage: nn.ModuleList(map(Judge, schema.tasks)) for stage in ("val", "test")})
+        self._rows = 1
+        self._callbacks = [CommitLoader(), TableStatistics(), Throughput(), RunRecord(), SaveOnInterrupt()]
+
+    @property
+    def tables(self) -> Mapping[str, DynamicTable]:
+        """The tables of embeddings by name."""
+        return self.embedding.tables
+
+    # ---------------------------------------------------------------------------------------------------- the model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The logits [B] of each task."""
+        inputs = self.features(batch)
+        inputs = {**inputs, **self.embedding(inputs)}
+        # In the dtype of the parameters: rows are float32 or float64 as declared, whatever the precision of the rest.
+        dtype = cast(torch.dtype, self.dtype)
+        outputs = self.network({name: _to_dtype(value, dtype) for name, value in inputs.items()})
+        return {task.name: check_logits(task, outputs, batch.size) for task in self.schema.tasks}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._rows = batch.size
+        logits = self(batch)
+        losses = {}
+        for task in self.schema.tasks:
+            label_B, weight_B = targets_of(task, batch)
+            check_targets(task, label_B, weight_B)
+            losses[task.name] = mean_loss(task, logits[task.name], label_B, weight_B)
+        total = self._weighted_sum(losses)
+        self._log_losses(total, losses)
+        return total
+
+    def _weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([task.weight * losses[task.name] for task in self.schema.tasks if task.name in losses]).sum()
+
+    def _log_losses(self, total: Tensor, losses: Mapping[str, Tensor]) -> None:
+        self.log("train/loss", total, prog_bar=True)
+        if len(losses) > 1:
+            self.log_dict({f"train/{name}/loss": loss for name, loss in losses.items()})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._judge("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._judge("test", batch)
+
+    def _judge(self, stage: str, batch: Batch) -> None:
+        self._rows = batch.size
+        logits = self(batch)
+        for judge in self._judges(stage):
+            label_B, weight_B = targets_of(judge.task, batch)
+            check_targets(judge.task, label_B, weight_B)
+            judge.update(logits[judge.task.name], label_B, weight_B)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_verdicts("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_verdicts("test")
+
+    def _log_verdicts(self, stage: str) -> None:
+        losses: dict[str, Tensor] = {}
+        for judge in self._judges(stage):
+            values = judge.compute()
+            judge.reset()
+            if "loss" in values:
+                losses[judge.task.name] = values.pop("loss")
+            self._log_task(stage, judge.task.name, values, losses)
+        if losses:
+            self.log(f"{stage}/loss", self._weighted_sum(losses), prog_bar=True, sync_dist=True)
+
+    def _log_task(self, stage: str, task: str, values: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> None:
+        place = stage
+        if len(self.schema.tasks) > 1:
+            place = f"{stage}/{task}"
+            values = {**values, **({"loss": losses[task]} if task in losses else {})}
+        for name, value in values.items():
+            # Metrics are the same on all ranks as it is; sync_dist says so to Lightning, which asks for it.
+            self.log(f"{place}/{name}", value, prog_bar=name == "auc", sync_dist=True)
+
+    def _judges(self, stage: str) -> Iterator[Judge]:
+        yield from cast(Iterable[Judge], self.judges[stage])
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The scores [B] of each task: probabilities for bce, values for mse."""
+        logits = self(batch)
+        return {task.name: scores_of(task, logits[task.name]) for task in self.schema.tasks}
+
+    @torch.no_grad()
+    def catalogue(
+        self, ids: Tensor | None = None, *, table: str | None = None, chunk: int = 65_536
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Embeddings to rank or to export, in pieces: yields (ids [N], rows [N, D]) of at most ``chunk`` ids.
+
+        ``ids`` are int64 [any], the whole table where none are given; unknown ones get zeros. ``table`` may be left
+        out where there is one. Nothing is inserted, and the rows are copies.
+        """
+        chosen = self._table(table)
+        if ids is None:
+            yield from _whole_table(chosen, chunk)
+            return
+        for piece in ids.split(chunk):
+            rows = chosen.find(piece)
+            known = rows >= 0
+            weight_ND = torch.zeros(len(piece), chosen.dim, dtype=chosen.dtype)
+            weight_ND[known] = chosen.weight(rows[known])
+            yield piece, weight_ND
+
+    def _table(self, name: str | None) -> DynamicTable:
+        if name is None and len(self.tables) == 1:
+            return next(iter(self.tables.values()))
+        if name is None or name not in self.tables:
+            raise ValueError(f"table {name!r} is not declared{did_you_mean(str(name), self.tables)}")
+        return self.tables[name]
+
+    # ------------------------------------------------------------------------------------------------- optimisation
+
+    def configure_optimizers(self) -> Any:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        dense = self.dense_optimizer(parameters) if parameters else None
+        optimizer = CompositeOptimizer(dense, SparseOptimizer(self.embedding.groups))
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return [optimizer], [{"scheduler": scheduler, "monitor": getattr(scheduler, "monitor", "val/loss")}]
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of all gradients taken together, dense ones and the summed ones of rows."""
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm is not None and str(gradient_clip_algorithm) != "norm":
+            raise MisconfigurationException(
+                f"gradient_clip_algorithm is '{gradient_clip_algorithm}'; rows of tables are clipped by norm only, "
+                "write gradient_clip_algorithm: norm"
+            )
+        composite = cast(CompositeOptimizer, getattr(optimizer, "optimizer", optimizer))  # LightningOptimizer wraps it
+        dense = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        sparse_norm_sq = composite.sparse.grad_norm_sq()
+        norm = torch.sqrt(sum((grad.pow(2).sum() for grad in dense), start=sparse_norm_sq))
+        factor = torch.clamp(gradient_clip_val / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        for grad in dense:
+            grad.mul_(factor)
+        composite.sparse.scale_grads(factor)
+
+    # ----------------------------------------------------------------------------------------------- the host's hooks
+
+    def setup(self, stage: str) -> None:
+        if not isinstance(self.trainer.strategy, ShardedStrategy):
+            found = getattr(self.trainer.strategy, "strategy_name", None) or type(self.trainer.strategy).__name__
+            raise MisconfigurationException(
+                f"strategy '{found}' knows nothing of tables: it would train them, and lose them in every checkpoint. "
+                'Write Trainer(strategy="recis_sharded", accelerator="cpu", devices=1), '
+                "in a recipe trainer: {strategy: recis_sharded}"
+            )
+        if stage == "fit" and not self.schema.tasks:
+            raise MisconfigurationException("the schema declares no task; there is nothing to train on")
+
+    def configure_callbacks(self) -> list[Callback]:
+        # Not again what an earlier stage of this trainer has attached; Lightning would say that it replaces them.
+        return [callback for callback in self._callbacks if callback not in self.trainer.callbacks]  # type: ignore[attr-defined]
+
+    def log(self, *args: Any, **options: Any) -> None:
+        """As in Lightning, with the rows of the running batch as batch_size, which Lightning would guess wrong."""
+        if options.get("batch_size") is None:
+            options["batch_size"] = self._rows
+        super().log(*args, **options)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["schema"] = self.schema.to_dict()
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str, map_location: Any = None, strict: bool = True, **arguments: Any
+    ) -> Self:
+        """The module that wrote the checkpoint, with its weights and rows; ``arguments`` replace those it was made of.
+
+        Raises CheckpointError where the checkpoint is damaged, or an argument can't be imported and is not given.
+        """
+        checkpoint = load_checkpoint(str(checkpoint_path))
+        schema = arguments.pop("schema", None) or Schema.from_dict(checkpoint["schema"])
+        saved = {key: value for key, value in checkpoint["hyper_parameters"].items() if key not in arguments}
+        factories = {name: restore(saved[name], name) for name in FACTORIES if name in saved}
+        module = cls(schema, **{**saved, **factories, **arguments})
+        state = checkpoint["state_dict"].values()
+        dtypes = {value.dtype for value in state if isinstance(value, Tensor) and value.is_floating_point()}
+        if len(dtypes) == 1:
+            module.to(dtypes.pop())
+        module.on_load_checkpoint(checkpoint)
+        load_dense(module, checkpoint, strict)
+        load_tables(module.tables, checkpoint[READER])
+        return module if map_location is None else module.to(map_location)
+
+
+def _to_dtype(value: Tensor | Ragged, dtype: torch.dtype) -> Tensor | Ragged:
+    if isinstance(value, Ragged):
+        return value.with_values(value.values.to(dtype)) if value.values.is_floating_point() else value
+    return value.to(dtype)
+
+
+def _whole_table(table: DynamicTable, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    shards = 4096
+    step = max(1, shards * chunk // max(len(table), 1) // 2)
+    for first in range(0, shards, step):
+        rows = table.export(first, min(first + step, shards))
+        yield from zip(rows.ids.split(chunk), rows.weight.split(chunk), strict=True)

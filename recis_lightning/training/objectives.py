@@ -1,0 +1,131 @@
+"""What a task's logits are trained on and judged by: which rows count, the loss, the metrics.
+
+B batch rows.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.aggregation import MeanMetric
+
+from recis_lightning.metrics import AUC, Calibration, LogLoss, NormalizedEntropy
+from recis_lightning.ragged import Ragged
+from recis_lightning.schema import Task
+
+
+def dense_column(batch: Mapping[str, Tensor | Ragged], name: str) -> Tensor:
+    """A column of one number a row; ValueError where the batch carries it as lists or not at all."""
+    column = batch.get(name)
+    if isinstance(column, Tensor):
+        return column
+    found = "is not in the batch" if column is None else "holds lists"
+    raise ValueError(f"column '{name}' {found}; need one number a row, as the data module gives for labels")
+
+
+def targets_of(task: Task, batch: Mapping[str, Tensor | Ragged]) -> tuple[Tensor, Tensor]:
+    """Labels and weights, both float [B]: a weight is 0 where ``where`` is 0, else the sample weight or 1.
+
+    The label of a row that does not count is 0: it may be NaN in the batch, and 0 * NaN would reach the gradient.
+    """
+    label_B = dense_column(batch, task.label)
+    weight_B = torch.ones_like(label_B) if task.sample_weight is None else dense_column(batch, task.sample_weight)
+    if task.where is not None:
+        weight_B = torch.where(dense_column(batch, task.where) != 0, weight_B, 0)
+    return torch.where(weight_B != 0, label_B, 0), weight_B
+
+
+def mean_loss(task: Task, logits_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:
+    """The mean loss of the rows that count: losses [1, 2, 9] with weights [1, 1, 0] -> 1.5; 0 where no row counts."""
+    label_B, weight_B = label_B.to(logits_B), weight_B.to(logits_B)
+    if task.loss == "bce":
+        losses_B = F.binary_cross_entropy_with_logits(logits_B, label_B, reduction="none")
+    else:
+        losses_B = F.mse_loss(logits_B, label_B, reduction="none")
+    total = weight_B.sum()
+    return (losses_B * weight_B).sum() / torch.where(total > 0, total, 1)
+
+
+def scores_of(task: Task, logits_B: Tensor) -> Tensor:
+    """What is predicted: probabilities for bce, the logits themselves for mse."""
+    return logits_B.sigmoid() if task.loss == "bce" else logits_B
+
+
+def check_logits(task: Task, outputs: Mapping[str, Tensor], rows: int) -> Tensor:
+    """The task's logits out of what a network returned; ValueError where they are not [B]."""
+    logits_B = outputs.get(task.name)
+    if logits_B is None:
+        raise ValueError(
+            f"the network returned {', '.join(map(repr, outputs)) or 'nothing'}, but no logits for task '{task.name}'; "
+            "return a dictionary with an entry for each task"
+        )
+    if logits_B.shape != (rows,):
+        # [B, 1] against labels [B] would broadcast to [B, B], and train on every pair.
+        raise ValueError(
+            f"the network's logits for task '{task.name}' have shape {list(logits_B.shape)}, need [{rows}]; "
+            "take the last dimension away with squeeze(-1)"
+        )
+    return logits_B
+
+
+def check_targets(task: Task, label_B: Tensor, weight_B: Tensor) -> None:
+    """ValueError where a label that counts is no probability, or a weight is negative: the loss would mean nothing."""
+    if not len(label_B):
+        return
+    low, high = map(float, label_B.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"task '{task.name}': column '{task.label}' holds labels that are no finite numbers")
+    if task.loss == "bce" and (low < 0 or high > 1):
+        raise ValueError(
+            f"task '{task.name}': labels in column '{task.label}' reach from {low:g} to {high:g}, loss bce needs "
+            "0 to 1; write labels as 0 and 1, or declare loss: mse"
+        )
+    if task.sample_weight is not None and not float(weight_B.min()) >= 0:
+        raise ValueError(
+            f"task '{task.name}': column '{task.sample_weight}' holds weights down to {float(weight_B.min()):g}; "
+            "need at least 0"
+        )
+
+
+METRICS: dict[str, Callable[[], dict[str, nn.Module]]] = {
+    "bce": lambda: {"auc": AUC(), "logloss": LogLoss(), "ne": NormalizedEntropy(), "calibration": Calibration()},
+    "mse": dict,
+}
+
+
+class Judge(nn.Module):
+    """The metrics of one task over a stage: loss, and for bce auc, logloss, ne (normalised entropy), calibration."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        # In fp64: a mean over millions of rows. NaN is let through, for a loss that is none must be seen.
+        self.loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.metrics = nn.ModuleDict(METRICS[task.loss]())
+
+    def update(self, logits_B: Tensor, label_B: Tensor, weight_B: Tensor) -> None:
+        """Take in the rows of a batch that count."""
+        counts_B = weight_B != 0
+        logits, label, weight = logits_B.detach()[counts_B], label_B[counts_B], weight_B[counts_B]
+        if not len(label):
+            return
+        self.loss.update(mean_loss(self.task, logits.double(), label, weight), weight.double().sum())
+        for metric in self._metrics().values():
+            metric.update(logits, label, weight if self.task.sample_weight else None)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Values by name; nothing where no row has counted."""
+        if not self.loss.update_called:
+            return {}
+        return {"loss": self.loss.compute()} | {name: metric.compute() for name, metric in self._metrics().items()}
+
+    def reset(self) -> None:
+        for metric in (self.loss, *self._metrics().values()):
+            metric.reset()
+
+    def _metrics(self) -> dict[str, Metric]:
+        return cast(dict[str, Metric], dict(self.metrics.items()))

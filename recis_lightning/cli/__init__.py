@@ -1,0 +1,100 @@
+"""The command `recis`.
+
+recis fit | validate | test | predict --config recipe.yaml     train and judge what a recipe says
+recis data synth OUT                                           make data
+recis doctor                                                   what is installed, and which kernels run
+
+Mistakes of the user end in a few lines and status 2; RECIS_TRACEBACK=1 shows where they were found.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from recis_lightning import __version__
+from recis_lightning.schema import SchemaError, did_you_mean
+
+STAGES = {
+    "fit": "train the model of a recipe",
+    "validate": "judge a checkpoint on the validation data",
+    "test": "judge a checkpoint on the test data",
+    "predict": "score data with a checkpoint",
+}
+COMMANDS = STAGES | {
+    "data": "make data (recis data synth)",
+    "doctor": "show versions, devices, and which kernels run and why",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; 0 where it went well, 2 for a mistake of the user, 130 where it was interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return dispatch(arguments[0], arguments[1:])
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into status 1; a shell expects 130.
+        interrupted = isinstance(stop.__context__, KeyboardInterrupt)
+        return 130 if interrupted else stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if not is_mistake(error) or os.environ.get("RECIS_TRACEBACK") == "1":
+            raise
+        print(f"recis: {error}", file=sys.stderr)
+        return 2
+
+
+def usage() -> str:
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: recis COMMAND ...", "", *lines, "", "recis COMMAND --help tells more."])
+
+
+def dispatch(command: str, arguments: list[str]) -> int:
+    """Run one command; what it needs is imported only now, for Lightning alone takes seconds."""
+    if command in STAGES:
+        from recis_lightning.cli.run import run
+
+        run([command, *arguments])
+        return 0
+    if command == "data":
+        return run_data(arguments)
+    if command == "doctor":
+        from recis_lightning.cli.doctor import examine
+
+        argparse.ArgumentParser("recis doctor", description=COMMANDS["doctor"]).parse_args(arguments)
+        print(examine())
+        return 0
+    print(f"recis: there is no command '{command}'{did_you_mean(command, COMMANDS)}", file=sys.stderr)
+    return 2
+
+
+def run_data(arguments: list[str]) -> int:
+    from recis_lightning.data import synth_command
+
+    parser = argparse.ArgumentParser("recis data", description="Make data.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    synth = commands.add_parser("synth", help="a click log that knows its truth, or data for any recipe's schema")
+    synth_command.add_arguments(synth)
+    return synth_command.run(parser.parse_args(arguments))
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether an error tells the user all there is to know: what is wrong in a recipe, in data, or in a checkpoint."""
+    if isinstance(error, SchemaError):
+        return True
+    # Only what has been imported can have been raised.
+    named = [
+        ("recis_lightning.cli.run", "UsageError"),
+        ("recis_lightning.data.errors", "DataError"),
+        ("recis_lightning.training.files", "CheckpointError"),
+        ("lightning.fabric.utilities.exceptions", "MisconfigurationException"),
+    ]
+    kinds = [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
+    return isinstance(error, tuple(kinds))

@@ -1,0 +1,101 @@
+"""`recis fit | validate | test | predict`: a recipe in YAML, run by Lightning's command line.
+
+The schema is written once, under `data`; the model gets it from there.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+import recis_lightning.models  # noqa: F401  so that recipes may say class_path: DeepFM
+from recis_lightning.cli.explain import explain
+from recis_lightning.data.datamodule import OrcDataModule
+from recis_lightning.training import RecModule
+from recis_lightning.training.callbacks import RunProgressBar, run_directory, write_text
+
+TRAINER_DEFAULTS = {"strategy": "recis_sharded", "accelerator": "cpu", "devices": 1}
+
+
+class UsageError(Exception):
+    """A mistake in a recipe or on the command line, told in a few lines."""
+
+
+class Parser(LightningArgumentParser):
+    """Tells mistakes in a few lines, with the option that was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # an attempt, of which there are many: the next type may fit
+            super().error(message, ex)
+        raise UsageError(explain(message, list(_options(self)))) from ex
+
+
+def _options(parser: LightningArgumentParser) -> Iterator[str]:
+    """The options of a command, or of all commands where it is not known which."""
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for command in action.choices.values():
+                yield from _options(command)
+        else:
+            yield action.dest
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved recipe to config.yaml in the run's directory, where every run has its own."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, save_to_log_dir=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        directory = run_directory(trainer)
+        if directory is not None:
+            write_text(os.path.join(directory, self.config_filename), self.parser.dump(self.config, skip_none=False))
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI for a `RecModule` on an `OrcDataModule`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("data", "model.schema", compute_fn=attrgetter("schema"), apply_on="instantiate")
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        if config.get("logger") in (None, True):
+            options["logger"] = CSVLogger(config.get("default_root_dir") or ".", name="runs")
+        callbacks = config.get("callbacks") or []
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            options["callbacks"] = [*callbacks, RunProgressBar()]
+        return super().instantiate_trainer(**options)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Do what `recis fit --config ...` asks for; UsageError where the recipe or an option is wrong."""
+    quiet()
+    sys.argv[1:] = arguments  # Lightning warns of arguments that are not those of the process
+    RecipeCLI(
+        RecModule,
+        OrcDataModule,
+        parser_class=Parser,
+        parser_kwargs={"prog": "recis"},
+        trainer_defaults=TRAINER_DEFAULTS,
+        save_config_callback=SaveConfig,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def quiet() -> None:
+    """Keep Lightning's advertisements, and a warning about its own code, off the terminal."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    chatter = ("\N{ELECTRIC LIGHT BULB} Tip", "GPU available", "TPU available", "HPU available")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(chatter)
+    )

@@ -94,8 +94,9 @@ class TableStatistics(SteppedCallback):
 
 def table_statistics(tables: Mapping[str, DynamicTable]) -> dict[str, float]:
     """What `TableStatistics` logs, of these tables."""
-    rows = {f"sparse/{name}/rows": float(len(table)) for name, table in tables.items()}
-    used = sum(table.stats()["bytes"] for table in tables.values())
+    stats = {name: table.stats() for name, table in tables.items()}
+    rows = {f"sparse/{name}/rows": float(table["ids"]) for name, table in stats.items()}
+    used = sum(table["row_bytes"] + table["index_bytes"] for table in stats.values())
     return rows | {"sparse/rows": sum(rows.values()), "sparse/bytes": float(used)}
 
 

@@ -32,8 +32,8 @@ import recis_lightning
 from recis_lightning.schema import Adagrad, RowwiseAdagrad
 from recis_lightning.tables import DynamicTable, TableSlice, virtual_shard
 from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter
+from triton_ops.index import SHARDS
 
-SHARDS = 4096  # virtual shards of every table
 PART_BYTES = 64 << 20  # rows that are in memory twice while they are written or read
 SLOT = "slot."  # how optimizer state is named among a part's tensors
 READER = "recis_lightning.reader"  # where a loaded checkpoint carries its directory on to the tables
@@ -83,7 +83,8 @@ def _split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str,
             continue
         # safetensors refuses tied weights; a copy of each loads into tied ones all the same.
         storage = value.untyped_storage().data_ptr()
-        dense[name] = value.detach().cpu().contiguous() if storage not in seen else value.detach().cpu().clone()
+        whole = value.detach().cpu().contiguous()
+        dense[name] = whole.clone() if storage in seen else whole
         seen.add(storage)
     return dense, other
 

@@ -35,6 +35,7 @@ from recis_lightning.training.objectives import (
     targets_of,
 )
 from recis_lightning.training.strategy import ShardedStrategy
+from triton_ops.index import SHARDS
 
 FACTORIES = ("network", "dense_optimizer", "lr_scheduler")
 
@@ -279,8 +280,7 @@ def _to_dtype(value: Tensor | Ragged, dtype: torch.dtype) -> Tensor | Ragged:
 
 
 def _whole_table(table: DynamicTable, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
-    shards = 4096
-    step = max(1, shards * chunk // max(len(table), 1) // 2)
-    for first in range(0, shards, step):
-        rows = table.export(first, min(first + step, shards))
+    step = max(1, SHARDS * chunk // max(len(table), 1) // 2)
+    for first in range(0, SHARDS, step):
+        rows = table.export(first, min(first + step, SHARDS))
         yield from zip(rows.ids.split(chunk), rows.weight.split(chunk), strict=True)

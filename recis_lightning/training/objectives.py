@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.aggregation import MeanMetric
 
 from recis_lightning.metrics import AUC, Calibration, LogLoss, NormalizedEntropy
 from recis_lightning.ragged import Ragged
@@ -97,14 +96,34 @@ METRICS: dict[str, Callable[[], dict[str, nn.Module]]] = {
 }
 
 
+class MeanLoss(Metric):
+    """The mean of losses by weight, in float64: 1 with weight 2 and 4 with weight 1 -> 2. nan stays nan."""
+
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # torchmetrics' MeanMetric drops nan, or the weights, as nan_strategy says; neither may happen to a loss.
+        for state in ("total", "weight"):
+            self.add_state(state, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, weight: Tensor) -> None:
+        self.total += loss.double() * weight.double()
+        self.weight += weight.double()
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight
+
+
 class Judge(nn.Module):
     """The metrics of one task over a stage: loss, and for bce auc, logloss, ne (normalised entropy), calibration."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
-        # In fp64: a mean over millions of rows. NaN is let through, for a loss that is none must be seen.
-        self.loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.loss = MeanLoss()
         self.metrics = nn.ModuleDict(METRICS[task.loss]())
 
     def update(self, logits_B: Tensor, label_B: Tensor, weight_B: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What jsonargparse says about a recipe, in the few words that matter.
 
-    explain('Parser key "data.batch_size": Expected a <class 'int'>. Got value: many')
-    -> "data.batch_size is 'many', need int"
+explain('Parser key "data.batch_size": Expected a <class 'int'>. Got value: many')
+-> "data.batch_size is 'many', need int"
 """
 
 import difflib

@@ -51,9 +51,6 @@ def _options(parser: LightningArgumentParser) -> Iterator[str]:
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved recipe to config.yaml in the run's directory, where every run has its own."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options, save_to_log_dir=False)
-
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         directory = run_directory(trainer)
         if directory is not None:
@@ -87,6 +84,7 @@ def run(arguments: Sequence[str]) -> None:
         parser_kwargs={"prog": "recis"},
         trainer_defaults=TRAINER_DEFAULTS,
         save_config_callback=SaveConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )

@@ -51,15 +51,34 @@ def write_text(path: str, text: str) -> None:
 class CommitLoader(Callback):
     """Tells the training loader which batch has been trained on, so that a checkpoint's position is right behind it.
 
-    The strategy puts it before all other callbacks: any of them may save.
+    The strategy puts it before all other callbacks: any of them may save. It also brings the position back, which
+    Lightning leaves out for checkpoints at the end of an epoch, and where something asked for the loader before the
+    checkpoint was read. For this a loader reads its position with the first `next`, not with `iter`.
     """
+
+    def __init__(self) -> None:
+        self._position: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loader: Any = trainer.train_dataloader
+        if self._restored is not None and hasattr(loader, "commit"):
+            loader.load_state_dict(self._restored)
+        self._restored = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        commit = getattr(trainer.train_dataloader, "commit", None)
-        if commit is not None:
-            commit(batch.token)
+        loader: Any = trainer.train_dataloader
+        if hasattr(loader, "commit"):
+            loader.commit(batch.token)
+            self._position = dict(batch.token)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self._position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._position = self._restored = state_dict["position"]
 
 
 class SteppedCallback(Callback):

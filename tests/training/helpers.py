@@ -1,11 +1,14 @@
 """A model and data small enough for every test of the host: two tables, a dense feature, dropout."""
 
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
 from recis_lightning.ragged import Batch, Ragged
@@ -58,8 +61,8 @@ class SmallNet(nn.Module):
 
 def make_module(schema: Schema | None = None, seed: int = 0, **options: Any) -> RecModule:
     torch.manual_seed(seed)
-    options = {"network": SmallNet, "dense_optimizer": partial(torch.optim.Adam, lr=0.01)} | options
-    return RecModule(schema or make_schema(), seed=seed, **options)
+    defaults: dict[str, Any] = {"network": SmallNet, "dense_optimizer": partial(torch.optim.Adam, lr=0.01)}
+    return RecModule(schema or make_schema(), seed=seed, **(defaults | options))
 
 
 class MemoryLoader:
@@ -90,6 +93,19 @@ class MemoryLoader:
         self.committed = dict(state)
 
 
+class ListLoader:
+    """These batches; Lightning takes a bare list for several loaders."""
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+
 def make_batch(rows: int, seed: int = 0, ids: int = 30, token: Mapping[str, Any] | None = None) -> Batch:
     generator = torch.Generator().manual_seed(seed)
 
@@ -113,17 +129,28 @@ def make_batch(rows: int, seed: int = 0, ids: int = 30, token: Mapping[str, Any]
 
 
 class Losses(Callback):
-    """Keeps the loss of every step, by step."""
+    """Keeps the loss of every batch, by the number of the batch over all epochs."""
 
     def __init__(self) -> None:
-        self.by_step: dict[int, float] = {}
+        self.by_batch: dict[int, float] = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.by_step[len(self.by_step)] = outputs["loss"].item()
+        self.by_batch[trainer.fit_loop.total_batch_idx] = outputs["loss"].item()
+
+
+class InterruptAt(Callback):
+    """Sends this process a SIGINT when a batch starts, as Ctrl-C would; batches are counted over all epochs."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def make_trainer(root: Any, *callbacks: Callback, **options: Any) -> Trainer:
-    options = {
+    defaults: dict[str, Any] = {
         "strategy": "recis_sharded",
         "accelerator": "cpu",
         "devices": 1,
@@ -131,16 +158,16 @@ def make_trainer(root: Any, *callbacks: Callback, **options: Any) -> Trainer:
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "enable_checkpointing": False,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
-    } | options
-    return Trainer(default_root_dir=str(root), callbacks=list(callbacks), **options)
+    }
+    return Trainer(default_root_dir=str(root), callbacks=list(callbacks), **(defaults | options))
 
 
 def table_bytes(module: RecModule) -> dict[str, bytes]:
     """Everything that a table holds, by table and array, as bytes."""
-    found = {}
+    found: dict[str, bytes] = {}
     for name, table in module.tables.items():
         rows = table.export()
         arrays = {

@@ -39,7 +39,7 @@ def test_what_is_described_is_made_again() -> None:
     assert restore(describe(None), "lr_scheduler") is None
 
 
-@pytest.mark.parametrize("factory", [lambda schema: SmallNet(schema), partial(SmallNet, body=torch.nn.ReLU())])
+@pytest.mark.parametrize("factory", [lambda schema: SmallNet(schema), partial(torch.nn.Sequential, torch.nn.ReLU())])
 def test_what_has_no_name_is_asked_for(factory: Any) -> None:
     description = describe(factory)
     assert description is not None

@@ -128,7 +128,7 @@ def test_verdict_does_not_depend_on_how_rows_were_batched() -> None:
         judge = Judge(judged)
         for start in range(0, 1000, size):
             rows = {name: column[start : start + size] for name, column in columns.items()}  # type: ignore[index]
-            judge.update(logits[start : start + size], *targets_of(judged, rows))  # type: ignore[arg-type]
+            judge.update(logits[start : start + size], *targets_of(judged, rows))
         verdicts.append({name: value.item() for name, value in judge.compute().items()})
     assert set(verdicts[0]) == {"loss", "auc", "logloss", "ne", "calibration"}
     for verdict in verdicts[1:]:

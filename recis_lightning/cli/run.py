@@ -5,7 +5,6 @@ The schema is written once, under `data`; the model gets it from there.
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
@@ -76,10 +75,10 @@ class RecipeCLI(LightningCLI):
 def run(arguments: Sequence[str]) -> None:
     """Do what `recis fit --config ...` asks for; UsageError where the recipe or an option is wrong."""
     quiet()
-    sys.argv[1:] = arguments  # Lightning warns of arguments that are not those of the process
     RecipeCLI(
         RecModule,
         OrcDataModule,
+        args=list(arguments),
         parser_class=Parser,
         parser_kwargs={"prog": "recis"},
         trainer_defaults=TRAINER_DEFAULTS,
@@ -91,8 +90,13 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def quiet() -> None:
-    """Keep Lightning's advertisements, and a warning about its own code, off the terminal."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    """Keep Lightning's advertisements, and warnings that are none for users of this command, off the terminal."""
+    for message in (
+        ".*LeafSpec.*",  # about its own code, on torch 2.13
+        "LightningCLI's args parameter is intended",  # it looks at sys.argv
+        "The dirpath has changed",  # each run has a directory of its own
+    ):
+        warnings.filterwarnings("ignore", message=message)
     chatter = ("\N{ELECTRIC LIGHT BULB} Tip", "GPU available", "TPU available", "HPU available")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(chatter)

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from recis_lightning.embedding import EmbeddingCollection
 from recis_lightning.features import FeatureEngine
-from recis_lightning.optim import CompositeOptimizer, SparseOptimizer
+from recis_lightning.optim import CompositeOptimizer, SparseOptimizer, clip_grad_norm, clip_grad_value
 from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema, did_you_mean
 from recis_lightning.tables import DynamicTable
@@ -207,22 +207,12 @@ class RecModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of all gradients taken together, dense ones and the summed ones of rows."""
+        """Clip dense gradients and the summed ones of rows as those of one model: their joint norm, or each value."""
         if not gradient_clip_val:
             return
-        if gradient_clip_algorithm is not None and str(gradient_clip_algorithm) != "norm":
-            raise MisconfigurationException(
-                f"gradient_clip_algorithm is '{gradient_clip_algorithm}'; rows of tables are clipped by norm only, "
-                "write gradient_clip_algorithm: norm"
-            )
         composite = cast(CompositeOptimizer, getattr(optimizer, "optimizer", optimizer))  # LightningOptimizer wraps it
-        dense = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        sparse_norm_sq = composite.sparse.grad_norm_sq()
-        norm = torch.sqrt(sum((grad.pow(2).sum() for grad in dense), start=sparse_norm_sq))
-        factor = torch.clamp(gradient_clip_val / (norm + 1e-6), max=1.0)  # as torch.nn.utils.clip_grad_norm_
-        for grad in dense:
-            grad.mul_(factor)
-        composite.sparse.scale_grads(factor)
+        clip = clip_grad_value if gradient_clip_algorithm == "value" else clip_grad_norm
+        clip(composite, gradient_clip_val)
 
     # ----------------------------------------------------------------------------------------------- the host's hooks
 

@@ -207,10 +207,14 @@ def test_a_norm_below_the_bound_is_left_alone(tmp_path: Path) -> None:
     assert everything(free) == everything(clipped)
 
 
-def test_clipping_by_value_is_refused(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, gradient_clip_val=0.1, gradient_clip_algorithm="value")
-    with pytest.raises(MisconfigurationException, match="by norm only"):
-        trainer.fit(make_module(), MemoryLoader(1))
+def test_clipping_by_value_reaches_dense_and_sparse_gradients(tmp_path: Path) -> None:
+    batch = make_batch(32)
+    clipped, first = sgd_module(), sgd_module()
+    first(batch)
+    trainer = make_trainer(tmp_path, max_epochs=1, gradient_clip_val=1e-4, gradient_clip_algorithm="value")
+    trainer.fit(clipped, ListLoader(batch))
+    changes = _changes(first, clipped)
+    assert [change.abs().max().item() for change in changes] == pytest.approx([1e-4] * len(changes))
 
 
 @pytest.mark.trap

@@ -1,7 +1,8 @@
 """Which columns a loader reads, in what form a batch carries them, and how Arrow's arrays become what packing takes."""
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,9 @@ class Selection:
     def names(self) -> list[str]:
         return [column.name for column in self.columns]
 
+    def column(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
 
 def _roles(schema: Schema) -> dict[str, str]:
     roles = {schema.column_of(feature).name: f"an input of feature '{feature.name}'" for feature in schema.features}
@@ -82,41 +86,31 @@ def _roles(schema: Schema) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------- Arrow arrays to buffers
 
 
-class BadString(NamedTuple):
-    """A string that is no number, and the row that holds it."""
-
-    row: int
-    text: str
-
-
-def to_column(array: pa.Array, column: Column) -> tuple[types.Column, list[BadString]]:
-    """The buffers of an array of single values, strings hashed or parsed; those that are no numbers count as null."""
-    numbers, bad = _to_numbers(array, column)
-    return types.Column(_values(numbers), _validity(numbers)), bad
+def to_buffers(array: pa.Array, column: Column) -> tuple[types.Column, bool]:
+    """The buffers of an array of single values, and whether some are strings that are no numbers (they become null)."""
+    numbers, has_bad_strings = _to_numbers(array, column)
+    return types.Column(_values(numbers), _validity(numbers)), has_bad_strings
 
 
-def to_list_column(array: pa.ListArray, column: Column) -> tuple[types.ListColumn, list[BadString]]:
-    """The buffers of an array of lists; strings inside that are no numbers count as null."""
+def to_list_buffers(array: pa.ListArray, column: Column) -> tuple[types.ListColumn, bool]:
+    """The buffers of an array of lists, and whether some hold strings that are no numbers (they become null)."""
     array.validate()  # its offsets are followed without looking
     assert array.offset == 0
     offsets = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1)
     offsets.flags.writeable = False
-    numbers, bad = _to_numbers(array.values, column)
-    if bad:
-        rows = np.searchsorted(offsets, [entry.row for entry in bad], side="right") - 1
-        bad = [BadString(int(row), entry.text) for row, entry in zip(rows, bad, strict=True)]
-    return types.ListColumn(_values(numbers), _validity(numbers), offsets, _validity(array)), bad
+    numbers, has_bad_strings = _to_numbers(array.values, column)
+    return types.ListColumn(_values(numbers), _validity(numbers), offsets, _validity(array)), has_bad_strings
 
 
-def _to_numbers(array: pa.Array, column: Column) -> tuple[pa.Array, list[BadString]]:
+def _to_numbers(array: pa.Array, column: Column) -> tuple[pa.Array, bool]:
     """An array of int64, float32 or float64."""
     if column.hash:
-        return _hash_strings(array, column), []
+        return _hash_strings(array, column), False
     if column.parse:
         return _parse_strings(array, pa.type_for_alias(column.parse))
     if column.dtype in ("bool", "int8", "int16", "int32"):
-        return pc.cast(array, pa.int64()), []
-    return array, []
+        return pc.cast(array, pa.int64()), False
+    return array, False
 
 
 def _hash_strings(array: pa.Array, column: Column) -> pa.Array:
@@ -124,7 +118,9 @@ def _hash_strings(array: pa.Array, column: Column) -> pa.Array:
     assert column.hash is not None
     validity, offsets, data = array.buffers()
     if data is None or not len(array):
-        return pa.array([None] * len(array), pa.int64())
+        data = pa.py_buffer(b"\0")  # empty strings only
+    if not len(array):
+        return pa.array([], pa.int64())
     hashes = hash_bytes(_as_tensor(data, pa.uint8()), _as_tensor(offsets, pa.int32())[: len(array) + 1], column.hash)
     return pa.Array.from_buffers(pa.int64(), len(array), [validity, pa.py_buffer(hashes.numpy())])
 
@@ -135,15 +131,13 @@ def _as_tensor(buffer: pa.Buffer, dtype: pa.DataType) -> torch.Tensor:
     return torch.from_dlpack(pa.Array.from_buffers(dtype, count, [None, buffer]))
 
 
-def _parse_strings(array: pa.Array, dtype: pa.DataType) -> tuple[pa.Array, list[BadString]]:
+def _parse_strings(array: pa.Array, dtype: pa.DataType) -> tuple[pa.Array, bool]:
     try:
-        return pc.cast(array, dtype), []
+        return pc.cast(array, dtype), False
     except pa.ArrowInvalid:
-        numbers = {text: _parse_string(text, dtype) for text in set(array.to_pylist())}
-    bad = [
-        BadString(row, text) for row, text in enumerate(array.to_pylist()) if text is not None and numbers[text] is None
-    ]
-    return pa.array([numbers[text] for text in array.to_pylist()], dtype), bad
+        texts = array.to_pylist()
+        numbers = {text: _parse_string(text, dtype) for text in set(texts)}
+        return pa.array([numbers[text] for text in texts], dtype), True
 
 
 def _parse_string(text: str | None, dtype: pa.DataType) -> float | int | None:
@@ -173,3 +167,39 @@ def _validity(array: pa.Array) -> NDArray[np.uint8]:
     bits = np.frombuffer(array.buffers()[0], np.uint8)
     bits.flags.writeable = False
     return bits
+
+
+# --------------------------------------------------------------------------------------------------------------- faults
+
+
+def find_fault(value: Any, column: Column, selection: Selection) -> str | None:
+    """What is wrong with the value of a row, in words with advice, or None: the slow way, once a fault is known."""
+    is_list = column in selection.id_lists + selection.float_lists
+    is_id = column in selection.ids + selection.id_lists
+    if column.layout == "optional_list" and len(value or ()) > 1:
+        return f"holds {len(value)} values, layout optional_list allows one; declare layout: list, or mend the data"
+    items = [value] if column.layout == "scalar" else value or ([] if is_list else [None])
+    for item in items:
+        if item is None:
+            if column.default is None and is_list:
+                return "holds a null inside a list and has no default; declare default: <number>, or mend the data"
+            if column.default is None and not is_id:
+                return "is missing and has no default; declare default: <number> in the schema, or leave such rows out"
+            continue
+        number = _parse_string(item, pa.type_for_alias(column.parse)) if column.parse else item
+        if number is None:
+            return f"holds {item!r}, which is no number ({column.parse}); mend it, or declare hash: farm to read ids"
+        if not is_id and _is_unfit(number):
+            return (
+                f"holds {number}, which float32 can't stand for (dense values are float32: whole numbers to 2^24, "
+                f"others to 3.4e38); scale it, or look it up in a table as an id"
+            )
+    return None
+
+
+def _is_unfit(number: float | int | str) -> bool:
+    if isinstance(number, str):
+        return False
+    if isinstance(number, int):
+        return abs(number) > types.LARGEST_WHOLE
+    return math.isfinite(number) and abs(number) > float(np.finfo(np.float32).max)

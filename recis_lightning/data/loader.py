@@ -11,6 +11,7 @@ from recis_lightning.data.errors import DataError
 from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.data.stream import Pipeline
+from recis_lightning.data.stripes import StripeReader
 from recis_lightning.data.window import WindowReader
 from recis_lightning.ragged import Batch
 
@@ -46,8 +47,7 @@ class OrcLoader:
         epoch: Callable[[], int] | None = None,
     ) -> None:
         """``epoch`` names the epoch to begin where no state says otherwise; without it epochs are counted from 0."""
-        self.manifest, self.order = manifest, order
-        self._reader = WindowReader(manifest, selection)
+        self.manifest, self.selection, self.order = manifest, selection, order
         self._streams = order.streams_of(rank, world_size)
         self._read_threads, self._prefetch = read_threads or default_read_threads(), prefetch
         self._epoch = epoch
@@ -82,7 +82,9 @@ class OrcLoader:
             return self._token(epoch, next_step) if next_step < steps else self._token(epoch + 1, 0)
 
         plan = EpochPlan(self.manifest.stripe_rows, self.order, epoch)
-        return Pipeline(self._reader, plan, self._streams, step, token, self._read_threads, self._prefetch)
+        stripes = StripeReader(self.manifest, self.selection.names, plan.border_uses(self._streams))
+        reader = WindowReader(stripes, self.selection)
+        return Pipeline(reader, plan, self._streams, step, token, self._read_threads, self._prefetch)
 
     def _token(self, epoch: int, step: int) -> dict[str, Any]:
         files = {"files": len(self.manifest.files), "rows": self.manifest.rows}

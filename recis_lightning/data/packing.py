@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from recis_lightning.data.columns import Selection
+from recis_lightning.data.memory import BufferPool
 from recis_lightning.data.window import Block
 from recis_lightning.ragged import ALIGNMENT, Batch, Part, RaggedParts
-from triton_ops.pack import op as pack
+from triton_ops.pack.op import Kernels, kernels
 
 
 class Span(NamedTuple):
@@ -51,6 +52,7 @@ class BatchPacker:
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
+        self._pool = BufferPool()
         self._key = b""
         self._last_plan: _Plan | None = None
 
@@ -58,15 +60,16 @@ class BatchPacker:
         """One batch of the spans' rows, one behind the other; raises the error of a row that has a problem."""
         for span in spans:
             # Rows before the span count too: a resumed run must not step over what the first run would have stopped at.
-            if span.block.problem is not None and span.block.problem.position < span.last:
+            if span.block.problem is not None and span.block.problem.place < span.last:
                 raise span.block.problem.error
         rows = sum(span.last - span.first for span in spans)
-        plan = self._plan(rows, self._count_values(spans))
-        buffer = torch.empty(plan.nbytes, dtype=torch.uint8)
-        self._fill(buffer.numpy(), plan, spans, rows)
+        pack = kernels()
+        plan = self._plan(rows, self._count_values(pack, spans))
+        buffer = self._pool.take(plan.nbytes)
+        self._fill(pack, buffer.numpy(), plan, spans, rows)
         return Batch(buffer, plan.layout, rows, token)
 
-    def _count_values(self, spans: Sequence[Span]) -> NDArray[np.int64]:
+    def _count_values(self, pack: Kernels, spans: Sequence[Span]) -> NDArray[np.int64]:
         counts_I = np.zeros(len(self.selection.ids), np.int64)
         list_counts = np.zeros(len(self.selection.id_lists) + len(self.selection.float_lists), np.int64)
         for block, first, last in spans:
@@ -83,7 +86,7 @@ class BatchPacker:
             self._key, self._last_plan = key, _plan_parts(self.selection, rows, counts.tolist())
         return self._last_plan
 
-    def _fill(self, buffer: NDArray[np.uint8], plan: _Plan, spans: Sequence[Span], rows: int) -> None:
+    def _fill(self, pack: Kernels, buffer: NDArray[np.uint8], plan: _Plan, spans: Sequence[Span], rows: int) -> None:
         words, floats = buffer.view(np.int64), buffer.view(np.float32)
         if not rows:
             buffer[:] = 0  # all there is are offsets of one 0

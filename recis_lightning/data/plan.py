@@ -10,6 +10,7 @@ S stripes, V streams, G rows of a global batch, W rows of a window
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -148,16 +149,30 @@ class EpochPlan:
 
     def _pieces(self, stream: int) -> Iterator[Piece]:
         first, last = self._bounds(stream)
-        place = int(np.searchsorted(self._starts, first, side="right")) - 1
+        place = self._place(first)
         while first < last:
             start, stop = int(self._starts[place]), min(int(self._starts[place + 1]), last)
             if stop > first:
                 yield Piece(int(self._line[place]), first - start, stop - start)
             first, place = stop, place + 1
 
-    def positions(self, window: Window) -> NDArray[np.int64]:
-        """Where each row of a window goes, counted from the window's first: int64 [rows]."""
+    def _place(self, row: int) -> int:
+        """Which stripe of the line holds a row of the line."""
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def row_order(self, window: Window) -> NDArray[np.int64]:
+        """Which row of a window comes first, second, ...: int64 [rows]."""
         return self._shuffled(window.rows, _WINDOWS, window.stream, window.number)
+
+    def border_uses(self, streams: Sequence[int]) -> Counter[int]:
+        """How often the stripes at the ends of some streams are read: twice or more where streams share them."""
+        uses: Counter[int] = Counter()
+        for stream in streams:
+            first, last = self._bounds(stream)
+            if first < last:
+                ends = {self._place(first), self._place(last - 1)}
+                uses.update(int(self._line[place]) for place in ends)
+        return uses
 
     def reading_order(self, streams: Sequence[int], first_step: int) -> Iterator[Window]:
         """The windows of some streams in the order in which steps from ``first_step`` on come to need them."""
@@ -178,8 +193,7 @@ class EpochPlan:
             line = []
             for window in self.windows(stream):
                 rows = [(piece.stripe, row) for piece in window.pieces for row in range(piece.first, piece.last)]
-                inside = np.argsort(self.positions(window))
-                line += [rows[index] for index in inside]
+                line += [rows[index] for index in self.row_order(window)]
             first, last = self.span(step, stream)
             found += line[first:last]
         return found

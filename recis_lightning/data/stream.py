@@ -124,7 +124,7 @@ class Pipeline:
         return self._pool.submit(self._read, window)
 
     def _read(self, window: Window) -> Block:
-        return self._reader.read(window, self._plan.positions(window), self._check_cancelled)
+        return self._reader.read(window, self._plan.row_order(window), self._check_cancelled)
 
     def _check_cancelled(self) -> None:
         if self._batches.ended:

@@ -1,26 +1,27 @@
 """Read the rows of a window and pack them by column, shuffled, without nulls: a Block, of which batches are cut.
 
-R rows of the block, I id columns, F dense columns, L list columns of one dtype, N their values
+R rows of the block, I id columns, F dense columns, L list columns of one dtype
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
-from pyarrow import orc
 
-from recis_lightning.data.columns import BadString, Selection, to_column, to_list_column
+from recis_lightning.data.columns import Selection, find_fault, to_buffers, to_list_buffers
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.memory import BufferPool
 from recis_lightning.data.plan import Piece, Window
+from recis_lightning.data.stripes import StripeReader
 from recis_lightning.schema import Column
-from triton_ops.pack import op as pack
-from triton_ops.pack.types import NOWHERE, ListColumn, Scan
+from triton_ops.pack.op import Kernels, kernels
+from triton_ops.pack.types import ListColumn
 
-_NO_FLAGS = np.empty(0, np.uint8)  # dense columns: what is missing is an error, not a flag
+_NO_FLAGS = np.empty(0, np.uint8)  # for dense columns, where a missing value is an error and not a flag
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Lists:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with the row at a position of a block: an error for the first batch that reaches it."""
+    """What is wrong with the row at a place of a block: an error for the first batch that reaches it."""
 
-    position: int
+    place: int
     error: DataError
 
 
@@ -59,206 +60,182 @@ class Block:
 
 
 class WindowReader:
-    """Reads windows of one data set; safe to call from several threads."""
+    """Reads windows of one data set into blocks; safe to call from several threads."""
 
-    def __init__(self, manifest: Manifest, selection: Selection) -> None:
-        self.manifest, self.selection = manifest, selection
+    def __init__(self, stripes: StripeReader, selection: Selection) -> None:
+        self.selection, self._stripes = selection, stripes
+        self._pool = BufferPool()
 
-    def read(self, window: Window, positions: NDArray[np.int64], check_cancelled: Callable[[], None]) -> Block:
-        """Decode a window's stripes and put row i at positions[i]; calls ``check_cancelled`` before each stripe."""
-        packing = _Packing(self.manifest, self.selection, window, positions)
-        first = 0
-        for piece in window.pieces:
+    def read(self, window: Window, order: NDArray[np.int64], check_cancelled: Callable[[], None]) -> Block:
+        """Decode a window's stripes and put row order[k] at place k; calls ``check_cancelled`` before each stripe."""
+        packing = _Packing(self._stripes, self.selection, window, self._pool, kernels())
+        for rows in _split(window, order):
             check_cancelled()
-            packing.add(piece, positions[first : first + piece.rows], self._decode)
-            first += piece.rows
+            try:
+                batch = self._stripes.read(rows.piece.stripe)
+            except DataError as error:
+                packing.note(int(rows.places[0]), error)  # batches up to there can still be had
+            else:
+                packing.add(batch, rows)
         return packing.finish()
 
-    def _decode(self, piece: Piece) -> pa.RecordBatch:
-        file, stripe = self.manifest.locate(piece.stripe)
-        try:
-            batch = orc.ORCFile(file.path).read_stripe(stripe, columns=self.selection.names)
-        except (OSError, pa.ArrowException) as error:
-            where = self.manifest.describe_rows(piece.stripe, 0, file.stripe_rows[stripe])
-            raise DataError(f"{where}: can't be decoded ({error}); copy or write the file again") from error
-        if batch.num_rows != file.stripe_rows[stripe]:
-            raise DataError(
-                f"{file.path}, stripe {stripe}: has {batch.num_rows} rows, had {file.stripe_rows[stripe]} when the run "
-                "began; leave files alone while they are read"
-            )
-        return batch
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one stripe and where in the block they go, by rising place."""
+
+    piece: Piece
+    rows: NDArray[np.uint32]
+    places: NDArray[np.uint32]
+
+
+def _split(window: Window, order: NDArray[np.int64]) -> Iterator[_Rows]:
+    starts = np.cumsum([0, *(piece.rows for piece in window.pieces)])
+    piece_of = np.searchsorted(starts[1:-1], order, side="right")
+    places = np.argsort(piece_of, kind="stable").astype(np.uint32)
+    for index, piece in enumerate(window.pieces):
+        own = places[starts[index] : starts[index + 1]]
+        yield _Rows(piece, (order[own] + (piece.first - starts[index])).astype(np.uint32), own)
 
 
 class _Packing:
-    """The block under construction."""
+    """A block under construction."""
 
-    def __init__(self, manifest: Manifest, selection: Selection, window: Window, positions: NDArray[np.int64]) -> None:
-        self.manifest, self.selection, self.window, self.positions = manifest, selection, window, positions
-        rows = window.rows
-        self.ids_IR = np.empty((len(selection.ids), rows), np.int64)
-        self.present_IR = np.ones((len(selection.ids), rows), np.uint8)
-        self.complete_I = np.ones(len(selection.ids), np.bool_)
-        self.dense_FR = np.empty((len(selection.dense), rows), np.float32)
-        self.id_lists = _ListPacking(selection.id_lists, rows, np.int64)
-        self.float_lists = _ListPacking(selection.float_lists, rows, np.float32)
-        self.problem: Problem | None = None
+    def __init__(
+        self, stripes: StripeReader, selection: Selection, window: Window, pool: BufferPool, pack: Kernels
+    ) -> None:
+        self._stripes, self._selection, self._window, self._pack = stripes, selection, window, pack
+        ids, dense, rows = len(selection.ids), len(selection.dense), window.rows
+        # One piece of memory, wider types first so that all of it is aligned.
+        memory = pool.take(rows * (8 * ids + 4 * dense + ids))
+        ids_end, dense_end = 8 * ids * rows, (8 * ids + 4 * dense) * rows
+        self._ids_IR = memory[:ids_end].view(torch.int64).view(ids, rows).numpy()
+        self._dense_FR = memory[ids_end:dense_end].view(torch.float32).view(dense, rows).numpy()
+        self._present_IR = memory[dense_end:].view(ids, rows).numpy()
+        self._present_IR[:] = 1
+        self._complete_I = np.ones(ids, np.bool_)
+        self._id_lists = _ListPacking(selection.id_lists, rows, torch.int64, pool, pack)
+        self._float_lists = _ListPacking(selection.float_lists, rows, torch.float32, pool, pack)
+        self._rows: list[_Rows] = []
+        self._problem: Problem | None = None
 
-    def add(self, piece: Piece, positions: NDArray[np.int64], decode: Callable[[Piece], pa.RecordBatch]) -> None:
-        """Decode a piece and place its rows; a stripe that can't be decoded is a problem of the first row it gives."""
-        try:
-            batch = decode(piece)
-        except DataError as error:
-            self._note(int(positions.min()), error)
-            return
-        for index, column in enumerate(self.selection.ids):
-            scan = self._place(batch, piece, column, positions, self.ids_IR[index], self.present_IR[index])
-            if scan.missing and column.default is None:
-                self.complete_I[index] = False
-        for index, column in enumerate(self.selection.dense):
-            scan = self._place(batch, piece, column, positions, self.dense_FR[index], _NO_FLAGS)
-            if scan.missing and column.default is None:
-                self._note_row(scan.missing_at, column, _describe_missing(batch.column(column.name)))
-        for lists in (self.id_lists, self.float_lists):
+    def add(self, batch: pa.RecordBatch, rows: _Rows) -> None:
+        """Place rows of a stripe."""
+        self._rows.append(rows)
+        for index, column in enumerate(self._selection.ids):
+            missing = self._place(batch, rows, column, self._ids_IR[index], self._present_IR[index])
+            if missing and column.default is None:
+                self._complete_I[index] = False
+        for index, column in enumerate(self._selection.dense):
+            missing = self._place(batch, rows, column, self._dense_FR[index], _NO_FLAGS)
+            if missing and column.default is None:
+                self._note_fault(batch, rows, column)
+        for lists in (self._id_lists, self._float_lists):
             for index, column in enumerate(lists.columns):
-                self._place_lengths(batch, piece, lists, index, column, positions)
+                source, has_bad_strings = to_list_buffers(batch.column(column.name), column)
+                lengths = lists.add(index, source, batch, rows)
+                if has_bad_strings or (column.layout == "optional_list" and (lengths > 1).any()):
+                    self._note_fault(batch, rows, column)
 
     def _place(
-        self,
-        batch: pa.RecordBatch,
-        piece: Piece,
-        column: Column,
-        positions: NDArray[np.int64],
-        target: NDArray[np.generic],
-        present: NDArray[np.uint8],
-    ) -> Scan:
-        array = batch.column(column.name)
-        if column.layout == "scalar":
-            values, bad = to_column(array, column)
-            scan = pack.place_values(values, piece.first, positions, target, present, column.default)
-        else:
-            lists, bad = to_list_column(array, column)
-            scan = pack.place_optionals(lists, piece.first, positions, target, present, column.default)
-        self._note_bad_strings(bad, piece, positions, column)
-        self._note_scan(scan, column, batch)
-        return scan
-
-    def _place_lengths(
-        self,
-        batch: pa.RecordBatch,
-        piece: Piece,
-        lists: "_ListPacking",
-        index: int,
-        column: Column,
-        positions: NDArray[np.int64],
-    ) -> None:
-        values, bad = to_list_column(batch.column(column.name), column)
-        self._note_bad_strings(bad, piece, positions, column)
-        lengths = lists.offsets_LR[index, 1:]
-        pack.place_lengths(values, piece.first, positions, lengths)
-        lists.pieces[index].append((values, piece.first, positions))
-        if column.layout == "optional_list" and (long := positions[lengths[positions] > 1]).size:
-            self._note_row(int(long.min()), column, _TOO_LONG)
+        self, batch: pa.RecordBatch, rows: _Rows, column: Column, target: NDArray[Any], present: NDArray[np.uint8]
+    ) -> int:
+        to_column = to_buffers if column.layout == "scalar" else to_list_buffers
+        source, has_bad_strings = to_column(batch.column(column.name), column)
+        scan = self._pack.place_singles(source, rows.rows, rows.places, target, present, column.default)
+        if has_bad_strings or scan.unfit or scan.long:
+            self._note_fault(batch, rows, column)
+        return scan.missing
 
     def finish(self) -> Block:
-        for lists in (self.id_lists, self.float_lists):
-            for column, scan in lists.finish():
-                self._note_scan(scan, column, None)
-                if scan.missing and column.default is None:
-                    self._note_row(scan.missing_at, column, "holds a null inside a list; drop it, or declare a default")
+        for lists in (self._id_lists, self._float_lists):
+            for column, batch, rows in lists.finish():
+                self._note_fault(batch, rows, column)
         self._compare_weights()
         return Block(
-            self.window,
-            self.ids_IR,
-            self.present_IR,
-            self.complete_I,
-            self.dense_FR,
-            self.id_lists.lists,
-            self.float_lists.lists,
-            self.problem,
+            window=self._window,
+            ids_IR=self._ids_IR,
+            present_IR=self._present_IR,
+            complete_I=self._complete_I,
+            dense_FR=self._dense_FR,
+            id_lists=self._id_lists.lists,
+            float_lists=self._float_lists.lists,
+            problem=self._problem,
         )
-
-    def _compare_weights(self) -> None:
-        """Each list of weights must be as long as its list of ids."""
-        for ids, weights in self.selection.weights:
-            id_lengths, weight_lengths = self._lengths(ids), self._lengths(weights)
-            different = np.flatnonzero(id_lengths != weight_lengths)
-            if len(different):
-                at = int(different[0])
-                counts = f"{weight_lengths[at]} weights for {id_lengths[at]} ids of column '{ids}'"
-                column = next(column for column in self.selection.columns if column.name == weights)
-                self._note_row(at, column, f"has {counts}; write one weight an id")
-
-    def _lengths(self, name: str) -> NDArray[np.int64]:
-        for lists in (self.id_lists, self.float_lists):
-            for index, column in enumerate(lists.columns):
-                if column.name == name:
-                    return np.diff(lists.lists.offsets_LR[index])
-        raise AssertionError(name)
 
     # -------------------------------------------------------------------------------------------------------- problems
 
-    def _note(self, position: int, error: DataError) -> None:
-        if self.problem is None or position < self.problem.position:
-            self.problem = Problem(position, error)
+    def note(self, place: int, error: DataError) -> None:
+        """Keep the problem of the least place."""
+        if self._problem is None or place < self._problem.place:
+            self._problem = Problem(place, error)
 
-    def _note_row(self, position: int, column: Column, what: str) -> None:
-        row = int(np.flatnonzero(self.positions == position)[0])
-        for piece in self.window.pieces:
-            if row < piece.rows:
-                where = self.manifest.describe_row(piece.stripe, piece.first + row)
-                role = self.selection.roles.get(column.name, "a column of the schema")
-                self._note(position, DataError(f"{where}: column '{column.name}', {role}, {what}"))
+    def _note_fault(self, batch: pa.RecordBatch, rows: _Rows, column: Column) -> None:
+        """Look for the first row with a fault the slow way, if there is one among these rows."""
+        array = batch.column(column.name)
+        for row, place in zip(rows.rows.tolist(), rows.places.tolist(), strict=True):
+            fault = find_fault(array[row].as_py(), column, self._selection)
+            if fault is not None:
+                everywhere = " (as in all rows of this stripe)" if array.null_count == len(array) else ""
+                self._note_row(rows.piece, row, place, column, fault.replace("is missing", f"is missing{everywhere}"))
                 return
-            row -= piece.rows
 
-    def _note_bad_strings(
-        self, bad: Sequence[BadString], piece: Piece, positions: NDArray[np.int64], column: Column
-    ) -> None:
-        inside = [entry for entry in bad if piece.first <= entry.row < piece.last]
-        if inside:
-            first = min(inside, key=lambda entry: int(positions[entry.row - piece.first]))
-            what = f"holds {first.text!r}, which is no number ({column.parse}); mend it, or declare hash: farm for ids"
-            self._note_row(int(positions[first.row - piece.first]), column, what)
+    def _note_row(self, piece: Piece, row: int, place: int, column: Column, fault: str) -> None:
+        where = self._stripes.manifest.describe_row(piece.stripe, row)
+        role = self._selection.roles[column.name]
+        self.note(place, DataError(f"{where}: column '{column.name}', {role}, {fault}"))
 
-    def _note_scan(self, scan: Scan, column: Column, batch: pa.RecordBatch | None) -> None:
-        if scan.unfit_at != NOWHERE:
-            what = (
-                "holds a number that float32 can't stand for (a whole number beyond 2^24, or one beyond its range), "
-                "and dense values are float32; scale it, or declare it as ids of a table"
-            )
-            self._note_row(scan.unfit_at, column, what)
-        if scan.long_at != NOWHERE:
-            self._note_row(scan.long_at, column, _TOO_LONG)
+    def _compare_weights(self) -> None:
+        """Every row needs as many weights as ids."""
+        if not self._selection.weights:
+            return
+        lengths = self._id_lists.lengths | self._float_lists.lengths
+        for ids, weights in self._selection.weights:
+            places = np.flatnonzero(lengths[ids] != lengths[weights])
+            if len(places):
+                place = int(places[0])
+                counts = f"{lengths[weights][place]} weights for {lengths[ids][place]} ids in column '{ids}'"
+                self._note_place(place, self._selection.column(weights), f"has {counts}; write one weight for each id")
 
-
-_TOO_LONG = "has several values in one row, but layout optional_list allows one; declare layout: list, or mend the data"
-
-
-def _describe_missing(array: pa.Array) -> str:
-    everywhere = " (as in all rows of this stripe)" if array.null_count == len(array) else ""
-    return f"is missing{everywhere} and has no default; declare default: <number> in the schema, or drop such rows"
+    def _note_place(self, place: int, column: Column, fault: str) -> None:
+        for rows in self._rows:
+            for index in np.flatnonzero(rows.places == place):
+                self._note_row(rows.piece, int(rows.rows[index]), place, column, fault)
 
 
 class _ListPacking:
     """List columns of one dtype under construction: lengths first, values once all lengths are known."""
 
-    def __init__(self, columns: Sequence[Column], rows: int, dtype: type) -> None:
-        self.columns, self.dtype = columns, dtype
-        self.offsets_LR = np.zeros((len(columns), rows + 1), np.int64)
-        self.pieces: list[list[tuple[ListColumn, int, NDArray[np.int64]]]] = [[] for _ in columns]
+    def __init__(
+        self, columns: Sequence[Column], rows: int, dtype: torch.dtype, pool: BufferPool, pack: Kernels
+    ) -> None:
+        self.columns, self._dtype, self._pool, self._pack = columns, dtype, pool, pack
+        self._offsets_LR = np.zeros((len(columns), rows + 1), np.int64)
+        self._sources: list[list[tuple[ListColumn, pa.RecordBatch, _Rows]]] = [[] for _ in columns]
 
-    def finish(self) -> list[tuple[Column, Scan]]:
-        """Turn lengths into offsets and place the values; gives what each placement met."""
-        np.cumsum(self.offsets_LR, axis=1, out=self.offsets_LR)
-        ends = np.cumsum(self.offsets_LR[:, -1], dtype=np.int64)
-        starts_L = np.concatenate([np.zeros(1, np.int64), ends])
-        values: NDArray[Any] = np.empty(int(starts_L[-1]), self.dtype)
-        scans = []
+    def add(self, index: int, source: ListColumn, batch: pa.RecordBatch, rows: _Rows) -> NDArray[np.int64]:
+        """Note the rows of a column; gives the lengths of all rows so far, by place."""
+        lengths = self._offsets_LR[index, 1:]
+        self._pack.place_lengths(source, rows.rows, rows.places, lengths)
+        self._sources[index].append((source, batch, rows))
+        return lengths
+
+    def finish(self) -> Iterator[tuple[Column, pa.RecordBatch, _Rows]]:
+        """Turn lengths into offsets and place the values; gives what has a fault in it."""
+        np.cumsum(self._offsets_LR, axis=1, out=self._offsets_LR)
+        starts_L = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._offsets_LR[:, -1])])
+        values = self._pool.take(int(starts_L[-1]) * self._dtype.itemsize).view(self._dtype).numpy()
+        self.lists = Lists(self._offsets_LR, values, starts_L[:-1])
         for index, column in enumerate(self.columns):
-            offsets, target = self.offsets_LR[index], values[starts_L[index] : starts_L[index + 1]]
-            for source, first, positions in self.pieces[index]:
-                scan = pack.place_lists(source, first, positions, offsets, target, column.default)
-                scans.append((column, scan))
-        self.pieces.clear()
-        self.lists = Lists(self.offsets_LR, values, starts_L[:-1])
-        return scans
+            target = values[starts_L[index] : starts_L[index + 1]]
+            for source, batch, rows in self._sources[index]:
+                offsets = self._offsets_LR[index]
+                scan = self._pack.place_lists(source, rows.rows, rows.places, offsets, target, column.default)
+                if scan.unfit or (scan.missing and column.default is None):
+                    yield column, batch, rows
+        self._sources.clear()
+
+    @property
+    def lengths(self) -> dict[str, NDArray[np.int64]]:
+        """Values of each row of each column."""
+        return {column.name: np.diff(self._offsets_LR[index]) for index, column in enumerate(self.columns)}

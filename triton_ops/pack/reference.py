@@ -3,16 +3,16 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from triton_ops.pack.types import LARGEST_WHOLE, NOWHERE, Column, ListColumn, Scan
+from triton_ops.pack.types import LARGEST_WHOLE, Column, ListColumn, Scan
 
-NO_FLAGS = np.empty(0, np.uint8)
+_NO_FLAGS = np.empty(0, np.uint8)
 
 
-def unpack_bits(validity: NDArray[np.uint8], first: int, count: int) -> NDArray[np.bool_]:
-    """Bits [first, first + count), lowest first: byte 6 -> False, True, True; all true where there are no bytes."""
+def is_valid(validity: NDArray[np.uint8], rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """The bits of some rows, lowest first: byte 6, rows 0, 1, 2 -> F, T, T; all true where there are no bytes."""
     if not len(validity):
-        return np.ones(count, np.bool_)
-    return np.unpackbits(validity, count=first + count, bitorder="little")[first:].astype(np.bool_)
+        return np.ones(len(rows), np.bool_)
+    return np.unpackbits(validity, bitorder="little")[rows].astype(np.bool_)
 
 
 def find_unfit(values: NDArray[np.generic], target: np.dtype) -> NDArray[np.bool_]:
@@ -24,89 +24,64 @@ def find_unfit(values: NDArray[np.generic], target: np.dtype) -> NDArray[np.bool
     return np.zeros(len(values), np.bool_)
 
 
-def _least(positions: NDArray[np.int64]) -> int:
-    return int(positions.min()) if len(positions) else NOWHERE
+def pick(
+    column: Column | ListColumn, rows: NDArray[np.uint32]
+) -> tuple[NDArray[np.generic], NDArray[np.bool_], NDArray[np.bool_]]:
+    """The value of each row (for lists the first), whether it is missing, and whether there are more."""
+    if isinstance(column, Column):
+        return column.values[rows], ~is_valid(column.validity, rows), np.zeros(len(rows), np.bool_)
+    lengths = _lengths(column, rows)
+    values, is_missing = np.zeros(len(rows), column.values.dtype), lengths == 0
+    first = column.offsets[rows[~is_missing]]
+    values[~is_missing] = column.values[first]
+    is_missing[~is_missing] = ~is_valid(column.value_validity, first)
+    return values, is_missing, lengths > 1
 
 
-def _store(
-    values: NDArray[np.generic],
-    is_missing: NDArray[np.bool_],
-    positions: NDArray[np.int64],
+def _lengths(column: ListColumn, rows: NDArray[np.uint32]) -> NDArray[np.int64]:
+    return np.diff(column.offsets).astype(np.int64)[rows] * is_valid(column.validity, rows)
+
+
+def place_singles(
+    column: Column | ListColumn,
+    rows: NDArray[np.uint32],
+    places: NDArray[np.uint32],
     target: NDArray[np.generic],
     present: NDArray[np.uint8],
     default: float | None,
 ) -> Scan:
+    values, is_missing, is_long = pick(column, rows)
     unfit = find_unfit(values, target.dtype) & ~is_missing
     filled = np.where(is_missing, values.dtype.type(default or 0), values)
     with np.errstate(over="ignore", invalid="ignore"):  # reported as unfit
-        target[positions] = filled.astype(target.dtype)
+        target[places] = filled.astype(target.dtype)
     if len(present) and default is None:
-        present[positions] = ~is_missing
-    return Scan(int(is_missing.sum()), _least(positions[is_missing]), _least(positions[unfit]), NOWHERE)
+        present[places] = ~is_missing
+    return Scan(int(is_missing.sum()), int(unfit.sum()), int(is_long.sum()))
 
 
-def place_values(
-    column: Column,
-    first: int,
-    positions: NDArray[np.int64],
-    target: NDArray[np.generic],
-    present: NDArray[np.uint8],
-    default: float | None,
-) -> Scan:
-    values = column.values[first : first + len(positions)]
-    is_missing = ~unpack_bits(column.validity, first, len(positions))
-    return _store(values, is_missing, positions, target, present, default)
-
-
-def _lengths(column: ListColumn, first: int, count: int) -> NDArray[np.int64]:
-    lengths = np.diff(column.offsets[first : first + count + 1]).astype(np.int64)
-    return lengths * unpack_bits(column.validity, first, count)
-
-
-def place_optionals(
-    column: ListColumn,
-    first: int,
-    positions: NDArray[np.int64],
-    target: NDArray[np.generic],
-    present: NDArray[np.uint8],
-    default: float | None,
-) -> Scan:
-    lengths = _lengths(column, first, len(positions))
-    values = np.zeros(len(positions), column.values.dtype)
-    is_missing = np.ones(len(positions), np.bool_)
-    for row in np.flatnonzero(lengths):
-        at = int(column.offsets[first + row])
-        if unpack_bits(column.value_validity, at, 1)[0]:
-            values[row], is_missing[row] = column.values[at], False
-    scan = _store(values, is_missing, positions, target, present, default)
-    return scan._replace(long_at=_least(positions[lengths > 1]))
-
-
-def place_lengths(column: ListColumn, first: int, positions: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-    lengths[positions] = _lengths(column, first, len(positions))
+def place_lengths(
+    column: ListColumn, rows: NDArray[np.uint32], places: NDArray[np.uint32], lengths: NDArray[np.int64]
+) -> None:
+    lengths[places] = _lengths(column, rows)
 
 
 def place_lists(
     column: ListColumn,
-    first: int,
-    positions: NDArray[np.int64],
+    rows: NDArray[np.uint32],
+    places: NDArray[np.uint32],
     target_offsets: NDArray[np.int64],
     target: NDArray[np.generic],
     default: float | None,
 ) -> Scan:
-    total = Scan(0, NOWHERE, NOWHERE, NOWHERE)
-    lengths = _lengths(column, first, len(positions))
-    for row, position in enumerate(positions.tolist()):
-        at, start, length = int(column.offsets[first + row]), int(target_offsets[position]), int(lengths[row])
-        values, is_missing = column.values[at : at + length], ~unpack_bits(column.value_validity, at, length)
-        scan = _store(values, is_missing, np.arange(start, start + length), target, NO_FLAGS, default)
-        total = Scan(
-            total.missing + scan.missing,
-            min(total.missing_at, position if scan.missing else NOWHERE),
-            min(total.unfit_at, position if scan.unfit_at != NOWHERE else NOWHERE),
-            NOWHERE,
-        )
-    return total
+    missing = unfit = 0
+    values = Column(column.values, column.value_validity)
+    for row, place, length in zip(rows, places, _lengths(column, rows), strict=True):
+        at = (column.offsets[row] + np.arange(length)).astype(np.uint32)
+        to = (target_offsets[place] + np.arange(length)).astype(np.uint32)
+        scan = place_singles(values, at, to, target, _NO_FLAGS, default)
+        missing, unfit = missing + scan.missing, unfit + scan.unfit
+    return Scan(missing, unfit)
 
 
 def count_present(

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-NOWHERE = int(np.iinfo(np.int64).max)
 LARGEST_WHOLE = 2**24  # beyond it float32 skips whole numbers
 
 
@@ -32,12 +31,11 @@ class ListColumn(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What a placement met: how many values were missing, and where each kind of trouble first shows, or NOWHERE."""
+    """How many values of a placement were out of the ordinary."""
 
     missing: int
-    """Missing values, those included that the default stands for."""
-    missing_at: int
-    unfit_at: int
-    """A number float32 can't stand for: a whole one beyond 2^24, or a finite one beyond its range."""
-    long_at: int
-    """A list of several values where at most one was asked for."""
+    """Values that are null, those included that the default stands for."""
+    unfit: int
+    """Numbers float32 can't stand for: whole ones beyond 2^24, and finite ones beyond its range."""
+    long: int = 0
+    """Lists of several values where at most one was asked for."""

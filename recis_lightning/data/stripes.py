@@ -1,0 +1,61 @@
+"""Decode stripes: the only place that reads data from files."""
+
+from collections import Counter
+from threading import Lock
+
+import pyarrow as pa
+from pyarrow import orc
+
+from recis_lightning.data.errors import DataError
+from recis_lightning.data.manifest import Manifest
+
+KEPT_BYTES = 256 * 2**20
+
+
+class StripeReader:
+    """Reads stripes of a data set, only the named columns; safe to call from several threads.
+
+    A stripe on the border of two streams is asked for twice, with much else in between. ``uses`` says how often; such a
+    stripe is kept until its last use as long as all that are kept stay below ``kept_bytes``, and decoded again beyond.
+    """
+
+    def __init__(
+        self, manifest: Manifest, names: list[str], uses: Counter[int] | None = None, kept_bytes: int = KEPT_BYTES
+    ) -> None:
+        self.manifest, self._names = manifest, names
+        self._uses, self._room = Counter(uses or ()), kept_bytes
+        self._kept: dict[int, pa.RecordBatch] = {}
+        self._lock = Lock()
+
+    def read(self, stripe: int) -> pa.RecordBatch:
+        """The rows of a stripe; DataError where it can't be decoded."""
+        with self._lock:
+            batch = self._kept.get(stripe)
+        if batch is None:
+            batch = self._decode(stripe)
+        with self._lock:
+            self._count_use(stripe, batch)
+        return batch
+
+    def _count_use(self, stripe: int, batch: pa.RecordBatch) -> None:
+        self._uses[stripe] -= 1
+        if self._uses[stripe] <= 0:
+            if self._kept.pop(stripe, None) is not None:
+                self._room += batch.nbytes
+        elif stripe not in self._kept and batch.nbytes <= self._room:
+            self._kept[stripe] = batch
+            self._room -= batch.nbytes
+
+    def _decode(self, stripe: int) -> pa.RecordBatch:
+        file, index = self.manifest.locate(stripe)
+        try:
+            batch = orc.ORCFile(file.path).read_stripe(index, columns=self._names)
+        except (OSError, pa.ArrowException) as error:
+            where = self.manifest.describe_rows(stripe, 0, file.stripe_rows[index])
+            raise DataError(f"{where}: can't be decoded ({error}); copy or write the file again") from error
+        if batch.num_rows != file.stripe_rows[index]:
+            raise DataError(
+                f"{file.path}, stripe {index}: has {batch.num_rows} rows, had {file.stripe_rows[index]} when the run "
+                "began; leave files alone while they are read"
+            )
+        return batch

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from recis_lightning.data.errors import DataError
 from recis_lightning.schema import Column, Schema
 from triton_ops.hash_bytes.op import hash_bytes
 from triton_ops.pack import types
@@ -41,6 +42,12 @@ class Selection:
         pairs = [(schema.column_of(feature).name, feature.weights) for feature in schema.features if feature.weights]
         # Ids with weights take the form of lists even where there is at most one, so that both can be compared.
         as_lists = {name for pair in pairs for name in pair}
+        for column in columns:
+            if column.name in as_lists and column.layout == "optional_list" and column.default is not None:
+                raise DataError(
+                    f"column '{column.name}' has a default and goes with weights, which would be missing for it; leave "
+                    "the default out, and rows without a value add nothing"
+                )
 
         def of_form(lists: bool, ids: bool) -> tuple[Column, ...]:
             return tuple(

@@ -85,6 +85,7 @@ def test_copy_of_a_table_is_a_copy_of_its_group_that_goes_its_own_way(copied) ->
     assert twin.group is not group
     assert twin is twin.group[1]
     assert (twin.name, twin.step, len(twin)) == ("item", 3, 500)
+    assert twin.stats() == group[1].stats()
     assert torch.equal(twin.find(torch.arange(500)), rows)
     assert torch.equal(twin.weight(rows), group[1].weight(rows))
     twin.group.weight[rows] = 0

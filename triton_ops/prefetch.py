@@ -10,7 +10,7 @@ LINE = 64  # bytes a prefetch brings
 
 
 @intrinsic
-def prefetch(typingctx: Any, array: Any, byte: Any) -> Any:
+def _prefetch(typingctx: Any, array: Any, byte: Any) -> Any:
     """Bring the cache line that lies ``byte`` bytes behind an array's start near."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -24,3 +24,6 @@ def prefetch(typingctx: Any, array: Any, byte: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, byte), generate
+
+
+prefetch: Any = _prefetch  # called without the typing context, which type checkers do not know

@@ -20,14 +20,13 @@ What the kernels read, for T tables, E directory entries, G segments, S slots an
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from triton_ops.index.layout import END, FREE, NEXT
 from triton_ops.jit import kernel
+from triton_ops.prefetch import prefetch
 
 ID, ROW = 0, 1
+SLOT_BYTES = 16
 DIRECTORY, SHIFT, COUNT = 0, 1, 2  # a table's first directory entry, 63 - the bits its directory is picked by, its ids
 BEGIN, MASK = 0, 1  # a segment's first slot, a multiple of its size; its size - 1
 
@@ -35,27 +34,6 @@ BEGIN, MASK = 0, 1  # a segment's first slot, a multiple of its size; its size -
 DONE, SEGMENT_FULL, NO_ROWS = 0, 1, 2
 
 BLOCK = 64  # ids whose slots are prefetched together: enough lines in flight, few enough to stay in the first cache
-
-
-@intrinsic
-def _prefetch_slot(typingctx: Any, slots: Any, slot: Any) -> Any:
-    """Ask for the cache line of slots[slot], an int64 [S, 2] array."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = builder.gep(array.data, [builder.mul(arguments[1], arguments[1].type(2))])
-        byte_pointer = ir.IntType(8).as_pointer()
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte_pointer, number, number, number])
-        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (byte_pointer,), kind)
-        for_reading, keep_near, data = number(0), number(3), number(1)
-        builder.call(prefetch, [builder.bitcast(pointer, byte_pointer), for_reading, keep_near, data])
-        return context.get_dummy_value()
-
-    return types.void(slots, slot), generate
-
-
-prefetch_slot: Any = _prefetch_slot  # called without the typing context, which type checkers do not know
 
 
 @kernel
@@ -82,7 +60,7 @@ def _start_block(ids: Any, begin: Any, count: Any, first_entry: Any, shift: Any,
         entry = _entry_of(mixed, first_entry, shift)
         masks[i] = places[entry, MASK]
         starts[i] = places[entry, BEGIN] | (mixed & masks[i])
-        prefetch_slot(slots, starts[i])
+        prefetch(slots, starts[i] * np.uint64(SLOT_BYTES))
 
 
 @kernel

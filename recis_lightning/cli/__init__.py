@@ -61,7 +61,7 @@ def dispatch(command: str, arguments: list[str]) -> int:
     if command in STAGES:
         from recis_lightning.cli.run import run
 
-        run([command, *arguments])
+        run(command, arguments)
         return 0
     if command == "data":
         return run_data(arguments)

@@ -47,7 +47,9 @@ def _missing(message: str, where: str, options: Sequence[str]) -> str | None:
     if match is None:
         return None
     names = [re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in match[1].split(", ")]
-    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing; write it into the recipe"
+    if len(names) == 1:
+        return f"{names[0]} is missing; write it into the recipe"
+    return f"{' and '.join(names)} are missing; write them into the recipe"
 
 
 def _unknown_init_arg(message: str, where: str, options: Sequence[str]) -> str | None:

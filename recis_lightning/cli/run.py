@@ -57,7 +57,15 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI for a `RecModule` on an `OrcDataModule`."""
+    """LightningCLI for one command, on a `RecModule` and an `OrcDataModule`."""
+
+    def __init__(self, command: str, **options: Any) -> None:
+        self.command = command
+        super().__init__(RecModule, OrcDataModule, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        # Only the one that is run: Lightning would build the parsers of all four, which takes a second.
+        return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data", "model.schema", compute_fn=attrgetter("schema"), apply_on="instantiate")
@@ -72,15 +80,14 @@ class RecipeCLI(LightningCLI):
         return super().instantiate_trainer(**options)
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Do what `recis fit --config ...` asks for; UsageError where the recipe or an option is wrong."""
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Do what `recis fit --config ...` asks for, command fit; UsageError where the recipe or an option is wrong."""
     quiet()
     RecipeCLI(
-        RecModule,
-        OrcDataModule,
-        args=list(arguments),
+        command,
+        args=[command, *arguments],
         parser_class=Parser,
-        parser_kwargs={"prog": "recis"},
+        parser_kwargs={"prog": "recis", "allow_abbrev": False},
         trainer_defaults=TRAINER_DEFAULTS,
         save_config_callback=SaveConfig,
         save_config_kwargs={"save_to_log_dir": False},
@@ -95,6 +102,7 @@ def quiet() -> None:
         ".*LeafSpec.*",  # about its own code, on torch 2.13
         "LightningCLI's args parameter is intended",  # it looks at sys.argv
         "The dirpath has changed",  # each run has a directory of its own
+        r"\s*By default only one Jsonargparse|\s*.* was deprecated in v4\.",  # of what Lightning calls, and what we do
     ):
         warnings.filterwarnings("ignore", message=message)
     chatter = ("\N{ELECTRIC LIGHT BULB} Tip", "GPU available", "TPU available", "HPU available")

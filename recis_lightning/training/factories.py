@@ -22,12 +22,12 @@ def describe(factory: Callable[..., Any] | None) -> dict[str, Any] | None:
         return None
     options: dict[str, Any] = {}
     while isinstance(factory, partial):
-        # A recipe's class comes as partial(instantiate, Class, **options).
-        of_recipe = bool(factory.args) and inspect.isclass(factory.args[0])
-        if factory.args[of_recipe:]:
+        # A recipe's class comes as partial(instantiate, ..., Class, **options).
+        of_recipe = inspect.isfunction(factory.func) and inspect.isclass(factory.args[-1] if factory.args else None)
+        if factory.args and not of_recipe:
             return {"unnamed": repr(factory)}
         options = dict(factory.keywords) | options
-        factory = factory.args[0] if of_recipe else factory.func
+        factory = factory.args[-1] if of_recipe else factory.func
     path = f"{getattr(factory, '__module__', '')}.{getattr(factory, '__qualname__', '')}"
     try:
         options = as_json(options, "options")

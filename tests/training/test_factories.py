@@ -28,8 +28,9 @@ def test_the_factory_of_a_recipe_is_described_by_its_class() -> None:
     def instantiate(cls: type, *arguments: Any, **options: Any) -> Any:
         return cls(*arguments, **options)
 
-    description = describe(partial(instantiate, torch.optim.Adam, lr=0.1, betas=(0.9, 0.99)))
-    assert description == {"class_path": "torch.optim.adam.Adam", "init_args": {"lr": 0.1, "betas": [0.9, 0.99]}}
+    expected = {"class_path": "torch.optim.adam.Adam", "init_args": {"lr": 0.1, "betas": [0.9, 0.99]}}
+    assert describe(partial(instantiate, torch.optim.Adam, lr=0.1, betas=(0.9, 0.99))) == expected
+    assert describe(partial(instantiate, instantiate, torch.optim.Adam, lr=0.1, betas=(0.9, 0.99))) == expected
 
 
 def test_what_is_described_is_made_again() -> None:

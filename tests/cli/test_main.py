@@ -1,0 +1,73 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from recis_lightning import __version__, cli
+from recis_lightning.training.files import CheckpointError
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main(arguments) == 0
+        shown = capsys.readouterr().out
+        assert all(f"\n  {command} " in shown for command in ("fit", "validate", "test", "predict", "data", "doctor"))
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_a_misspelt_command_ends_with_status_2_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["validat"]) == 2
+    assert "there is no command 'validat'; did you mean 'validate'" in capsys.readouterr().err
+
+
+def test_doctor_shows_versions_devices_and_the_kernels_that_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert f"recis-lightning {__version__}" in shown
+    assert "CPU cores for this process" in shown
+    assert "index" in shown.partition("kernels")[2]
+    assert "Numba" in shown
+    monkeypatch.setenv("TRITON_OPS", "reference")
+    cli.main(["doctor"])
+    assert "TRITON_OPS=reference" in capsys.readouterr().out
+
+
+def test_mistakes_end_in_lines_and_others_in_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: BaseException) -> None:
+        def dispatch(command: str, arguments: list[str]) -> int:
+            raise error
+
+        monkeypatch.setattr(cli, "dispatch", dispatch)
+
+    fail(CheckpointError("checkpoint 'x' is torn"))
+    assert cli.main(["fit"]) == 2
+    assert capsys.readouterr().err == "recis: checkpoint 'x' is torn\n"
+    monkeypatch.setenv("RECIS_TRACEBACK", "1")
+    with pytest.raises(CheckpointError):
+        cli.main(["fit"])
+    fail(ValueError("in the user's network"))
+    with pytest.raises(ValueError, match="in the user's network"):
+        cli.main(["fit"])
+    fail(KeyboardInterrupt())
+    assert cli.main(["fit"]) == 130
+    fail(SystemExit(3))
+    assert cli.main(["fit"]) == 3
+
+
+def test_lightning_is_not_imported_for_what_needs_none() -> None:
+    program = (
+        "import sys; from recis_lightning.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit(code + 10 * ('lightning' in sys.modules))"
+    )
+    for arguments, code in ((["--help"], 0), (["nope"], 2), (["doctor"], 0)):
+        command = [sys.executable, "-c", program, *arguments]
+        assert subprocess.run(command, capture_output=True, env=os.environ, timeout=60).returncode == code, arguments

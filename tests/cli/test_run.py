@@ -1,0 +1,214 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recis_lightning.cli import main
+from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.schema import Schema
+from recis_lightning.training import RecModule
+from tests.training.helpers import everything
+
+SCHEMA = {
+    "columns": [
+        {"name": "click", "dtype": "float32"},
+        {"name": "{user,item}", "dtype": "int64"},
+        {"name": "tags", "dtype": "int64", "layout": "list"},
+        {"name": "price", "dtype": "float32", "default": 0},
+    ],
+    "tables": [{"name": "{user,item,tags}", "dim": 4, "optimizer": {"kind": "adagrad", "lr": 0.05}}],
+    "features": [{"name": "{user,item,tags}", "table": "{user,item,tags}"}, {"name": "price"}],
+    "tasks": [{"name": "ctr", "label": "click"}],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for split, (name, rows) in enumerate({"train": 640, "valid": 200, "test": 200}.items()):
+        synthesize(Schema.from_dict(SCHEMA), folder / name, rows, split=split)
+    return folder
+
+
+@pytest.fixture()
+def recipe(data: Path, tmp_path: Path) -> Callable[..., str]:
+    """Writes a recipe of ten steps an epoch; what is given replaces entries, `model__network={...}`."""
+
+    def write(**changes: Any) -> str:
+        settings: dict[str, Any] = {
+            "seed_everything": 0,
+            "model": {"network": {"class_path": "DeepFM", "init_args": {"hidden": [8], "dropout": 0.3}}},
+            "data": {
+                "schema": SCHEMA,
+                "train": str(data / "train"),
+                "validation": str(data / "valid"),
+                "test": str(data / "test"),
+                "predict": str(data / "test"),
+                "batch_size": 64,
+            },
+            "trainer": {
+                "max_epochs": 2,
+                "default_root_dir": str(tmp_path),
+                "log_every_n_steps": 5,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "num_sanity_val_steps": 0,
+            },
+        }
+        for path, value in changes.items():
+            *sections, last = path.split("__")
+            place = settings
+            for section in sections:
+                place = place[section]
+            place[last] = value
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(settings))
+        return str(file)
+
+    return write
+
+
+def run_dir(root: Path, version: int) -> Path:
+    return root / "runs" / f"version_{version}"
+
+
+def checkpoint_of(directory: Path) -> Path:
+    return next((directory / "checkpoints").iterdir())
+
+
+def metrics_of(directory: Path) -> dict[str, float]:
+    return json.loads((directory / "metrics.json").read_text())["last"]
+
+
+def in_new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from recis_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_a_recipe_is_fitted_judged_and_used_for_predictions(recipe: Callable[..., str], tmp_path: Path) -> None:
+    config = recipe()
+    assert main(["fit", "--config", config]) == 0
+    run = run_dir(tmp_path, 0)
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "metrics.json", "metrics.csv", "checkpoints"}
+    fitted = metrics_of(run)
+    checkpoint = str(checkpoint_of(run))
+    assert main(["test", "--config", config, "--ckpt_path", checkpoint]) == 0
+    assert metrics_of(run_dir(tmp_path, 1))["test/auc"] > 0
+    assert main(["predict", "--config", config, "--ckpt_path", checkpoint]) == 0
+    # A checkpoint in a new process judges as the model did when it was written, to the bit.
+    assert in_new_process("validate", "--config", config, "--ckpt_path", checkpoint).returncode == 0
+    validated = metrics_of(run_dir(tmp_path, 3))
+    assert validated == {name: value for name, value in fitted.items() if name.startswith("val/")}
+    assert len(validated) == 5
+
+
+@pytest.mark.trap
+def test_interrupted_in_the_middle_of_an_epoch_and_resumed_equals_uninterrupted(
+    recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", recipe()]) == 0
+    whole = run_dir(tmp_path, 0)
+    interrupt = {"class_path": "tests.training.helpers.InterruptAt", "init_args": {"batch": 13}}
+    stopped = in_new_process("fit", "--config", recipe(trainer__callbacks=[interrupt]))
+    assert stopped.returncode == 130, stopped.stderr
+    path = run_dir(tmp_path, 1) / "interrupted.ckpt"
+    assert f"stopped after step 14; go on with --ckpt_path {path}" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert main(["fit", "--config", recipe(), "--ckpt_path", str(path)]) == 0
+    resumed = run_dir(tmp_path, 2)
+    first, second = (RecModule.load_from_checkpoint(str(checkpoint_of(run))) for run in (whole, resumed))
+    assert everything(first) == everything(second)
+    assert all(len(table) > 10 for table in first.tables.values())
+    assert losses_of(whole, 10) == losses_of(resumed, 10)
+    for name in ("train/loss", "val/loss", "val/auc", "sparse/rows"):
+        assert metrics_of(whole)[name] == metrics_of(resumed)[name]
+
+
+def losses_of(run: Path, since: int) -> list[str]:
+    header, *lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
+    return [row["train/loss"] for row in rows if row["train/loss"] and int(row["step"]) >= since + 4]
+
+
+def test_the_resolved_recipe_of_a_run_is_a_recipe_itself(recipe: Callable[..., str], tmp_path: Path) -> None:
+    assert main(["fit", "--config", recipe(trainer__max_epochs=1)]) == 0
+    first = run_dir(tmp_path, 0)
+    assert main(["fit", "--config", str(first / "config.yaml")]) == 0
+    second = run_dir(tmp_path, 1)
+    assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
+    assert metrics_of(first)["val/loss"] == metrics_of(second)["val/loss"]
+    resolved = yaml.safe_load((first / "config.yaml").read_text())
+    assert resolved["trainer"]["strategy"] == "recis_sharded"
+    assert (resolved["trainer"]["accelerator"], resolved["trainer"]["devices"]) == ("cpu", 1)
+    assert "schema" not in resolved["model"]
+
+
+def test_print_config_prints_a_recipe_and_runs_nothing(
+    recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", recipe(), "--trainer.max_epochs", "7", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["max_epochs"] == 7
+    assert printed["data"]["schema"] == SCHEMA
+    assert not (tmp_path / "runs").exists()
+
+
+def test_numbers_may_be_written_as_1e_minus_3(recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = Path(recipe(model__dense_optimizer={"class_path": "Adam", "init_args": {"lr": "LR"}}))
+    config.write_text(config.read_text().replace("LR", "1e-3"))
+    assert main(["fit", "--config", str(config), "--print_config"]) == 0
+    optimizer = yaml.safe_load(capsys.readouterr().out)["model"]["dense_optimizer"]
+    assert optimizer["class_path"] == "torch.optim.Adam"
+    assert optimizer["init_args"]["lr"] == 0.001
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "told"),
+    [
+        ({"trainer__max_epoch": 3}, [], "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"),
+        ({}, ["--data.batch_sise=3"], "there is no option data.batch_sise; did you mean data.batch_size?"),
+        ({}, ["--trainer.max_epoch=3"], "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"),
+        ({}, ["--model.network=DepFM"], "model.network: there is no class 'DepFM'; did you mean DeepFM?"),
+        ({"model__network__init_args": {"hiden": [3]}}, [], "DeepFM has no option 'hiden'; did you mean hidden?"),
+        ({"data__batch_size": "many"}, [], "data.batch_size is 'many', need int"),
+        (
+            {"data__schema": {"columns": [{"name": "a", "dtyp": "int64"}]}},
+            [],
+            "unknown option 'dtyp'; did you mean 'dtype'?",
+        ),
+        ({"data__train": "/no/such/folder"}, [], "train: /no/such/folder does not exist"),
+        ({"trainer__devices": 2}, [], "tables exist on one process only as yet, and 2 were asked for"),
+        ({"trainer__strategy": "auto"}, [], "in a recipe trainer: {strategy: recis_sharded}"),
+        ({}, ["--ckpt_path", "no.ckpt"], "there is no checkpoint 'no.ckpt'"),
+        ({}, ["--config", "/no.yaml"], "config: File does not exist: '/no.yaml'"),
+    ],
+)
+def test_mistakes_end_with_status_2_in_a_line_that_says_what_to_do(
+    changes: dict[str, Any],
+    arguments: list[str],
+    told: str,
+    recipe: Callable[..., str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["fit", "--config", recipe(**changes), *arguments]) == 2
+    error = capfd.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+    assert max(len(line) for line in error.splitlines()) < 400
+
+
+def test_the_bar_of_the_command_can_be_replaced_and_turned_off(
+    recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for settings, shown in (({"enable_progress_bar": True}, "rows/s="), ({"enable_progress_bar": False}, "")):
+        changes: dict[str, Any] = {f"trainer__{name}": value for name, value in settings.items()}
+        assert main(["fit", "--config", recipe(**changes, trainer__max_epochs=1)]) == 0
+        printed = capsys.readouterr().out
+        assert shown in printed
+        assert bool(shown) == ("Epoch" in printed)

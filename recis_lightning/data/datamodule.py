@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +103,10 @@ class OrcDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the tails of all files of the stage and check them; DataError lists every problem of all of them."""
+        self.__dict__.pop("val_dataloader", None)
+        if stage == "fit" and self._paths["validation"] is None:
+            # A fit without validation is one whose hook is not overridden; of an empty list Lightning warns.
+            self.__dict__["val_dataloader"] = super().val_dataloader
         problems: list[str] = []
         for source in _SOURCES[stage]:
             paths = self._paths[source]
@@ -126,8 +131,11 @@ class OrcDataModule(LightningDataModule):
     # --------------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> OrcLoader:
-        loader = self._load("train", self._order)
-        if self._order.drop_last:
+        order = self._order
+        if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            order = replace(order, shuffle=False)  # the same batches in every epoch
+        loader = self._load("train", order)
+        if order.drop_last:
             rows, kept = loader.manifest.rows, len(loader) * self._order.batch_size
             if not kept:
                 raise DataError(
@@ -137,10 +145,7 @@ class OrcDataModule(LightningDataModule):
             log.info("train: drop_last leaves out %d of %d rows an epoch", rows - kept, rows)
         return loader
 
-    def val_dataloader(self) -> OrcLoader | list[OrcLoader]:
-        # An empty list is a fit without validation; trainer.validate without data is a mistake.
-        if self._paths["validation"] is None and self.trainer is not None and self.trainer.state.fn == "fit":
-            return []
+    def val_dataloader(self) -> OrcLoader:
         return self._load("validation")
 
     def test_dataloader(self) -> OrcLoader:
@@ -165,7 +170,7 @@ class OrcDataModule(LightningDataModule):
             world_size=world_size,
             read_threads=self._read_threads,
             prefetch=self._prefetch,
-            epoch=self._current_epoch if training and self.trainer is not None else None,
+            **self._epochs_of_trainer() if training else {},
         )
         self._loaders.append(loader)
         return loader
@@ -179,9 +184,12 @@ class OrcDataModule(LightningDataModule):
         settings = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
         return settings.get("rank", 0), settings.get("num_replicas", 1)
 
-    def _current_epoch(self) -> int:
-        assert self.trainer is not None
-        return self.trainer.current_epoch
+    def _epochs_of_trainer(self) -> dict[str, Any]:
+        """What the Trainer knows of epochs, asked when one begins."""
+        trainer: Any = self.trainer
+        if trainer is None:
+            return {}
+        return {"first_epoch": lambda: trainer.current_epoch, "epoch_limit": lambda: trainer.num_training_batches}
 
     def teardown(self, stage: str) -> None:
         """End all threads."""

@@ -1,6 +1,6 @@
 """The iterable a Trainer takes: exact in length, late to start its threads, and able to go on behind a batch."""
 
-import logging
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +14,6 @@ from recis_lightning.data.stream import Pipeline
 from recis_lightning.data.stripes import StripeReader
 from recis_lightning.data.window import WindowReader
 from recis_lightning.ragged import Batch
-
-log = logging.getLogger(__name__)
 
 
 def default_read_threads() -> int:
@@ -44,14 +42,17 @@ class OrcLoader:
         world_size: int = 1,
         read_threads: int | None = None,
         prefetch: int = 16,
-        epoch: Callable[[], int] | None = None,
+        first_epoch: Callable[[], int] = lambda: 0,
+        epoch_limit: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """``epoch`` names the epoch to begin where no state says otherwise; without it epochs are counted from 0."""
+        """``first_epoch`` numbers the first epoch where no state does, and ``epoch_limit`` says how many batches of each
+        are used; both are asked when an iteration starts.
+        """
         self.manifest, self.selection, self.order = manifest, selection, order
         self._streams = order.streams_of(rank, world_size)
         self._read_threads, self._prefetch = read_threads or default_read_threads(), prefetch
-        self._epoch = epoch
-        self._next_epoch = 0
+        self._first_epoch, self._epoch_limit = first_epoch, epoch_limit
+        self._next_epoch: int | None = None
         self._resume: tuple[int, int] | None = None
         self._committed: Mapping[str, Any] = self._token(0, 0)
         self._iterator: weakref.ref[_Batches] | None = None
@@ -74,8 +75,8 @@ class OrcLoader:
         self._iterator = None
 
     def _start(self) -> Pipeline:
-        epoch, step = self._resume or (self._epoch() if self._epoch else self._next_epoch, 0)
-        self._resume, self._next_epoch = None, epoch + 1
+        epoch, step = self._begin()
+        self._next_epoch = epoch + 1
         steps = len(self)
 
         def token(next_step: int) -> Mapping[str, Any]:
@@ -85,6 +86,15 @@ class OrcLoader:
         stripes = StripeReader(self.manifest, self.selection.names, plan.border_uses(self._streams))
         reader = WindowReader(stripes, self.selection)
         return Pipeline(reader, plan, self._streams, step, token, self._read_threads, self._prefetch)
+
+    def _begin(self) -> tuple[int, int]:
+        """The epoch and step to start with."""
+        saved, self._resume = self._resume, None
+        if saved is None:
+            return (self._first_epoch() if self._next_epoch is None else self._next_epoch), 0
+        epoch, step = saved
+        # A Trainer may end epochs early; the one that was saved at such an end is over.
+        return (epoch + 1, 0) if step >= self._epoch_limit() else (epoch, step)
 
     def _token(self, epoch: int, step: int) -> dict[str, Any]:
         files = {"files": len(self.manifest.files), "rows": self.manifest.rows}

@@ -107,7 +107,7 @@ def test_batches_hold_the_rows_of_the_plan(
     files, order = job
     manifest = write_files(tmp_path_factory.mktemp("data"), files)
     plan = EpochPlan(manifest.stripe_rows, order, epoch)
-    batches = list(make_loader(manifest, order, epoch=lambda: epoch))
+    batches = list(make_loader(manifest, order, first_epoch=lambda: epoch))
     assert len(batches) == plan.steps
     for step, batch in enumerate(batches):
         assert_holds(batch, row_numbers(manifest, plan.addresses(step, range(order.streams))))
@@ -131,7 +131,7 @@ def test_batches_are_bit_equal_for_any_threads_and_behind_any_batch(
         stop = data.draw(st.integers(0, len(whole) - 1), label="stop")
         resumed = make_loader(manifest, order, read_threads=threads)
         resumed.load_state_dict(whole[stop].token)
-        rest = whole[stop + 1 :] or list(make_loader(manifest, order, epoch=lambda: 1))
+        rest = whole[stop + 1 :] or list(make_loader(manifest, order, first_epoch=lambda: 1))
         assert_same(buffers(resumed), [batch.buffer for batch in rest])
 
 

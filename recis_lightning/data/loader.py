@@ -45,8 +45,8 @@ class OrcLoader:
         first_epoch: Callable[[], int] = lambda: 0,
         epoch_limit: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """``first_epoch`` numbers the first epoch where no state does, and ``epoch_limit`` says how many batches of each
-        are used; both are asked when an iteration starts.
+        """``first_epoch`` numbers the first epoch where no state does, ``epoch_limit`` says how many of its batches are
+        used; both are asked when an iteration starts.
         """
         self.manifest, self.selection, self.order = manifest, selection, order
         self._streams = order.streams_of(rank, world_size)

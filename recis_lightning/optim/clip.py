@@ -15,8 +15,8 @@ def _dense_parameters(optimizer: CompositeOptimizer) -> list[Tensor]:
 def clip_grad_norm(optimizer: CompositeOptimizer, max_norm: float) -> Tensor:
     """Scale all gradients so that their joint 2-norm is at most ``max_norm``: dense 3, rows 4, max_norm 1 -> all / 5.
 
-    As torch.nn.utils.clip_grad_norm_ over dense parameters and rows, the gradients of a row summed up first. Returns the
-    norm before.
+    As torch.nn.utils.clip_grad_norm_ over dense parameters and rows, the gradients of a row summed up first. Returns
+    the norm before.
     """
     parameters = _dense_parameters(optimizer)
     dense = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

@@ -12,10 +12,13 @@ from recis_lightning.optim.sparse import SparseOptimizer
 class CompositeOptimizer(torch.optim.Optimizer):
     """A torch optimizer of dense parameters and a `SparseOptimizer`, stepped together.
 
-    ``param_groups`` are the very mappings of the dense optimizer, followed by those of the sparse one: a scheduler drives
-    the learning rates of both, each from where it starts. ``state`` is the dense optimizer's. ``dense`` is None for a
-    model whose parameters are all rows.
+    ``param_groups`` are the very mappings of the dense optimizer, followed by those of the sparse one: a scheduler
+    drives the learning rates of both, each from where it starts. ``state`` is the dense optimizer's. ``dense`` is
+    None for a model whose parameters are all rows.
     """
+
+    dense: torch.optim.Optimizer | None
+    sparse: SparseOptimizer
 
     def __init__(self, dense: torch.optim.Optimizer | None, sparse: SparseOptimizer) -> None:
         # Optimizer.__init__ takes parameters and groups of its own; what it sets up besides, unpickling does as well.
@@ -37,7 +40,7 @@ class CompositeOptimizer(torch.optim.Optimizer):
             raise ValueError("there is no dense optimizer to add parameters to; give one to CompositeOptimizer")
         self.dense.add_param_group(param_group)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run the closure, which leaves the gradients, then step rows and dense parameters; returns what it returned.
 
         Raises FloatingPointError, before anything is updated, where a row's gradient is not finite.
@@ -57,14 +60,14 @@ class CompositeOptimizer(torch.optim.Optimizer):
             self.dense.zero_grad(set_to_none)
         self.sparse.zero_grad()
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """{"dense": the dense optimizer's, "sparse_groups": the sparse one's}; optimizer state of rows lies in tables."""
+    def state_dict(self) -> dict[str, Any]:
+        """{"dense": the dense optimizer's, "sparse_groups": the sparse one's}; the rows' own state is in the tables."""
         return {
             "dense": None if self.dense is None else self.dense.state_dict(),
             "sparse_groups": self.sparse.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave. Raises ValueError where it does not fit."""
         if (state_dict["dense"] is None) != (self.dense is None):
             there, here = ("with", "without") if self.dense is None else ("without", "with")

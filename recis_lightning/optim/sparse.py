@@ -109,8 +109,8 @@ class SparseOptimizer:
         names, found = [group["name"] for group in self.param_groups], [group["name"] for group in saved]
         if names != found:
             raise ValueError(
-                f"the saved optimizer has the groups {', '.join(found) or 'none'}, this one {', '.join(names) or 'none'}; "
-                "load it with the tables and optimizers it was saved with"
+                f"the saved optimizer has the groups {', '.join(found) or 'none'}, "
+                f"this one {', '.join(names) or 'none'}; load it with the tables and optimizers it was saved with"
             )
         for group, values in zip(self.param_groups, saved, strict=True):
             group.update(values)

@@ -16,7 +16,7 @@ RECORD_BYTES = 8 * RECORD
 
 @kernel
 def group_by_row(rows: Any, meta: Any, granule_table: Any, tick: Any, step: Any, unique: Any, inverse: Any) -> Any:
-    """Write unique rows and each value's place among them; returns how many there are. A step below 0 records nothing."""
+    """Write unique rows and each value's place among them; returns their number. A step below 0 records nothing."""
     count = 0
     for i in range(len(rows)):
         if i + AHEAD < len(rows):

@@ -16,10 +16,11 @@ def group_by_row(
 ) -> tuple[Tensor, Tensor]:
     """Each row once, and where each value's row is among them: rows [70, 3, 70, 64] -> [70, 64], [0, -1, 0, 1].
 
-    Row 3 there lies in an untrained granule, so it is no row of the result and its place is -1. ``rows_N`` is int64 [N];
-    ``meta`` int64 [R, 4] and ``granule_table`` int32 [R / 64] as `triton_ops.row_layout` says. ``tick`` is a number in
-    [1, LAST_TICK] that no earlier call on this ``meta`` has had. Given a ``step``, the record of each row gets it as last
-    step, and its count grows by how often it appears. Returns rows_U and inverse_N, int64. Raises ValueError.
+    Row 3 there lies in an untrained granule, so it is no row of the result and its place is -1. ``rows_N`` is int64
+    [N]; ``meta`` int64 [R, 4] and ``granule_table`` int32 [R / 64] as `triton_ops.row_layout` says. ``tick`` is a
+    number in [1, LAST_TICK] that no earlier call on this ``meta`` has had. Given a ``step``, the record of each row
+    gets it as last step, and its count grows by how often it appears. Returns rows_U and inverse_N, int64. Raises
+    ValueError.
     """
     if rows_N.dtype != torch.int64 or rows_N.dim() != 1:
         raise ValueError(f"rows are {rows_N.dtype} {list(rows_N.shape)}; give int64 [N]")

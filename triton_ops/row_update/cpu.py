@@ -1,8 +1,9 @@
 """Numba kernels of row_update: one pass over the touched rows, everything of a row at once.
 
-Kernels are made for a fixed width D, since a loop of known length becomes straight vector code: twice as fast at D = 16.
-All arithmetic is in the table's dtype and in the order of torch's own optimizers, nothing contracted or reordered; the
-sum of rowwise_adagrad's mean is the one exception. Rows are asked for AHEAD rows before their turn, which is worth 1.4x.
+Kernels are made for a fixed width D, since a loop of known length becomes straight vector code: twice as fast at D =
+16. All arithmetic is in the table's dtype and in the order of torch's own optimizers, nothing contracted or
+reordered; the sum of rowwise_adagrad's mean is the one exception. Rows are asked for AHEAD rows before their turn,
+which is worth 1.4x.
 """
 
 import functools
@@ -10,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from triton_ops.jit import kernel
 from triton_ops.prefetch import LINE, prefetch
@@ -63,7 +63,7 @@ def adagrad(D: int) -> Callable[..., None]:
 
 @functools.cache
 def rowwise_adagrad(D: int) -> Callable[..., None]:
-    @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc"})
+    @functools.partial(kernel, fastmath=frozenset({"reassoc"}))
     def sum_of_squares(grads: Any, u: Any) -> Any:
         # reassoc: summing in order takes four cycles a column, more than all the rest of the row.
         total = grads[u, 0] * grads[u, 0]

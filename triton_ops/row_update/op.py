@@ -21,16 +21,16 @@ def row_update(
 ) -> None:
     """Step rows in place: sgd with lr 0.5, weight[64] = [1, 2], rows [64], grads [[1, 1]] -> weight[64] = [0.5, 1.5].
 
-    ``weight`` is [R, D] float32 or float64, ``state`` [R, W] of that dtype with the columns that `state_slices` names,
-    ``rows_U`` int64 and each row once, all in granules of a table, ``grads_UD`` of the weight's dtype, ``granule_table``
-    int32 [R / 64], ``hyper_TH`` float64 with a `hyper_row` for each table. Arithmetic is in the weight's dtype, as in
-    torch.optim. Raises ValueError where they do not fit.
+    ``weight`` is [R, D] float32 or float64, ``state`` [R, W] of that dtype with the columns that `state_slices`
+    names, ``rows_U`` int64 and each row once, all in granules of a table, ``grads_UD`` of the weight's dtype,
+    ``granule_table`` int32 [R / 64], ``hyper_TH`` float64 with a `hyper_row` for each table. Arithmetic is in the
+    weight's dtype, as in torch.optim. Raises ValueError where they do not fit.
     """
     if kind not in HYPER_COLUMNS:
         raise ValueError(f"there is no optimizer kind '{kind}'; there are: {', '.join(HYPER_COLUMNS)}")
     if weight.dtype not in (torch.float32, torch.float64) or not weight.dtype == state.dtype == grads_UD.dtype:
         raise ValueError(
-            f"weight is {weight.dtype}, state {state.dtype}, grads {grads_UD.dtype}; give all as float32 or all as float64"
+            f"weight is {weight.dtype}, state {state.dtype}, grads {grads_UD.dtype}; give float32 or float64 for all"
         )
     if rows_U.dtype != torch.int64 or grads_UD.shape != (len(rows_U), weight.shape[1]):
         raise ValueError(
@@ -39,8 +39,8 @@ def row_update(
         )
     if len(state) != len(weight) or len(granule_table) * GRANULE < len(weight):
         raise ValueError(
-            f"weight has {len(weight)} rows, state {len(state)}, granule_table {len(granule_table)} granules of {GRANULE}; "
-            "they must hold the same rows"
+            f"weight has {len(weight)} rows, state {len(state)}, granule_table {len(granule_table)} granules of "
+            f"{GRANULE}; they must hold the same rows"
         )
     if hyper_TH.dtype != torch.float64 or hyper_TH.dim() != 2 or hyper_TH.shape[1] != HYPER_COLUMNS[kind]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The definition of row_update in plain torch. U touched rows, D width, H hyper-parameters; see hyper.py for their order."""
+"""The definition of row_update in plain torch. U touched rows, D width, H hyper-parameters in the order of hyper.py."""
 
 from collections.abc import Callable
 

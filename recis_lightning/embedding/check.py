@@ -1,6 +1,7 @@
 """What a lookup expects of its inputs, and what is said where they are otherwise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -46,10 +47,10 @@ def check_input(feature: Feature, inputs: Mapping[str, Tensor | Ragged]) -> Ragg
     return part
 
 
-def explain_offsets(features: Sequence[Feature], parts: Sequence[Ragged]) -> None:
-    """Raise ValueError for the first feature whose offsets do not fit its ids."""
-    for feature, part in zip(features, parts, strict=True):
-        try:
-            part.check()
-        except ValueError as error:
-            raise ValueError(f"{describe(feature)}: {error}") from None
+def explain_offsets(feature: Feature, part: Ragged) -> NoReturn:
+    """Raise ValueError for offsets that do not fit a feature's ids, saying how."""
+    try:
+        part.check()
+    except ValueError as error:
+        raise ValueError(f"{describe(feature)}: {error}") from None
+    raise AssertionError(f"{describe(feature)}: offsets were found not to fit, but do")

@@ -16,9 +16,9 @@ class EmbeddingCollection(nn.Module):
     """Looks up every feature that has a table, and pools as declared: ids [[5, 7], []] -> [[row 5 + row 7], [0]].
 
     Takes a mapping that holds, by feature name, each embedded feature's ids as Ragged int64, with weights where the
-    schema declares them; other entries are passed over. Returns by feature name the pooled [B, D], or for pooling none a
-    Ragged with values [N, D], in the dtype of the table. mean divides by the sum of weights, sqrtn by the root of the sum
-    of their squares; an empty row gives zeros.
+    schema declares them; other entries are passed over. Returns by feature name the pooled [B, D], or for pooling
+    none a Ragged with values [N, D], in the dtype of the table. mean divides by the sum of weights, sqrtn by the root
+    of the sum of their squares; an empty row gives zeros.
 
     New ids get rows only in training mode and with gradients enabled; otherwise ids without a row read zeros. Backward
     leaves the gradients in ``groups``, where `recis_lightning.optim.SparseOptimizer` takes them. Tables are neither
@@ -47,7 +47,7 @@ class EmbeddingCollection(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor | Ragged]) -> dict[str, Tensor | Ragged]:
         insert = self.training and torch.is_grad_enabled()
-        outputs = {}
+        outputs: dict[str, Tensor | Ragged] = {}
         for lookup in self._lookups:
             outputs.update(lookup(inputs, self._anchor, insert))
         return {name: outputs[name] for name in self.features}

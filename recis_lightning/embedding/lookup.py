@@ -1,10 +1,9 @@
-"""One group's share of a step: ids of its features -> rows -> pooled or sequence tensors, and gradients back to the rows.
+"""One group's share of a step: ids of its features -> rows -> pooled or sequence tensors, and gradients back to rows.
 
-N ids of all features of the group, B rows of a feature, D row width, U unique rows, K features.
+N ids of all features of the group, B rows of a feature, D row width, K features, M ids of pooled features.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -14,32 +13,14 @@ from recis_lightning.embedding.check import check_input, explain_offsets
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Feature
 from recis_lightning.tables import PendingGrad, TableGroup
-from triton_ops.gather_pool import PooledGrad, gather_pool, pool_coefficients, pool_grads
-
-
-def _is_plain(feature: Feature) -> bool:
-    """Whether the ids of a row are summed as they are."""
-    return feature.pooling == "sum" and feature.weights is None
-
-
-def _run_of(feature: Feature) -> int:
-    """Features are looked up in three runs: plain sums, sums with coefficients, sequences. One torch call serves each."""
-    return 2 if feature.pooling == "none" else 0 if _is_plain(feature) else 1
-
-
-class Joined(NamedTuple):
-    """What the features of a group hold, one behind the other."""
-
-    ids_N: Tensor
-    splits: list[int]
-    """Where each feature's ids begin, and where the last one's end: K + 1."""
-    offsets: Tensor
-    """The features' offsets, counted from the first id of all: B + 1 of them for each."""
-    offset_splits: list[int]
-    """Where each feature's offsets begin, and where the last one's end: K + 1."""
-
-    def offsets_of(self, feature: int) -> Tensor:
-        return self.offsets[self.offset_splits[feature] : self.offset_splits[feature + 1]]
+from triton_ops.gather_pool import (
+    JoinedOffsets,
+    PooledGrad,
+    gather_pool,
+    join_offsets,
+    pool_coefficients,
+    pool_grads,
+)
 
 
 class GroupLookup:
@@ -47,133 +28,148 @@ class GroupLookup:
 
     def __init__(self, group: TableGroup, features: Sequence[Feature]) -> None:
         self.group = group
-        self.features = sorted(features, key=_run_of)
+        self.features = sorted(features, key=lambda feature: feature.pooling == "none")
+        self.pooled = sum(feature.pooling != "none" for feature in features)
+        """How many features are pooled; they come first, in the order declared."""
         number = {table.name: table.number for table in group}
         self.tables = [number[str(feature.table)] for feature in self.features]
-        self.runs = [sum(_run_of(feature) < run for feature in self.features) for run in range(4)]
-        """Where the plain, the weighted and the sequence features begin, and their number."""
 
     def __call__(
         self, inputs: Mapping[str, Tensor | Ragged], anchor: Tensor, insert: bool
     ) -> Iterator[tuple[str, Tensor | Ragged]]:
         """The output of each of its features, by name."""
         parts = [check_input(feature, inputs) for feature in self.features]
-        joined = join(self.features, parts)
-        rows_N = self.group.lookup(joined.ids_N, torch.tensor(joined.splits), torch.tensor(self.tables), insert)
-        outputs = _Gather.apply(anchor, rows_N, joined, self._coefficients(parts), self, insert)
+        joined = join_offsets([part.innermost_offsets for part in parts], [len(part.values) for part in parts])
+        if joined.misfit is not None:
+            explain_offsets(self.features[joined.misfit], parts[joined.misfit])
+        ids_N = torch.cat([part.values for part in parts])
+        rows_N = self.group.lookup(ids_N, torch.tensor(joined.splits), torch.tensor(self.tables), insert)
+        call = _Call(self, joined, self._coefficients(parts), record=insert)
+        outputs = call.features(_Gather.apply(anchor, rows_N, call))
         for feature, part, output in zip(self.features, parts, outputs, strict=True):
             yield feature.name, part.with_values(output) if feature.pooling == "none" else output
 
     def _coefficients(self, parts: Sequence[Ragged]) -> Tensor | None:
-        """What each id of the weighted features counts in its row, one feature behind the other; None without any."""
-        coefficients = []
-        for feature, part in list(zip(self.features, parts, strict=True))[self.runs[1] : self.runs[2]]:
-            found = pool_coefficients(part.offsets, feature.pooling, part.weights, self.group.dtype)
-            assert found is not None, "only a plain sum has none"
-            coefficients.append(found)
-        return torch.cat(coefficients) if coefficients else None
+        """What each id of the pooled features counts in its row, feature by feature; None where all count 1."""
+        coefficients = [
+            pool_coefficients(part.offsets, feature.pooling, part.weights, self.group.dtype)
+            for feature, part in zip(self.features[: self.pooled], parts, strict=False)
+        ]
+        if all(found is None for found in coefficients):
+            return None
+        ones = (torch.ones(len(part.values), dtype=self.group.dtype) for part in parts)
+        return torch.cat([one if found is None else found for found, one in zip(coefficients, ones, strict=False)])
 
 
-def join(features: Sequence[Feature], parts: Sequence[Ragged]) -> Joined:
-    """Put ids and offsets behind one another; ValueError where a feature's offsets do not fit its ids."""
-    splits = [0, *accumulate(len(part.values) for part in parts)]
-    offset_splits = [0, *accumulate(len(part.innermost_offsets) for part in parts)]
-    offsets = torch.empty(offset_splits[-1], dtype=torch.int64)
-    for index, part in enumerate(parts):
-        torch.add(part.innermost_offsets, splits[index], out=offsets[offset_splits[index] : offset_splits[index + 1]])
-    bounds = torch.tensor([position for end in offset_splits[1:] for position in (end - 1, end)][:-1])
-    expected = [position for end in splits[1:] for position in (end, end)][:-1]
-    fits = offsets[bounds].tolist() == expected and int(offsets[0]) == 0 and int(offsets.diff().min()) >= 0
-    if not fits:
-        explain_offsets(features, parts)
-    return Joined(torch.cat([part.values for part in parts]), splits, offsets, offset_splits)
+class _Call(NamedTuple):
+    """What one lookup has found out about its inputs."""
+
+    lookup: GroupLookup
+    joined: JoinedOffsets
+    coefficients_M: Tensor | None
+    record: bool
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Runs of pooled features of as many rows, which share one output: first and end; mostly there is one."""
+        splits, first = self.joined.offset_splits, 0
+        for end in range(1, self.lookup.pooled + 1):
+            rows = splits[first + 1] - splits[first]
+            if end == self.lookup.pooled or splits[end + 1] - splits[end] != rows:
+                yield first, end
+                first = end
+
+    def features(self, tensors: Sequence[Any]) -> list[Any]:
+        """Of the outputs of `_Gather`, or of their gradients, those of single features, in the order of features."""
+        blocks, sequences = self._split(tensors)
+        return [feature for block in blocks for feature in block[1:]] + sequences
+
+    def _split(self, tensors: Sequence[Any]) -> tuple[list[list[Any]], list[Any]]:
+        blocks, begin = [], 0
+        for first, end in self.blocks():
+            blocks.append(list(tensors[begin : begin + 1 + end - first]))
+            begin += 1 + end - first
+        return blocks, list(tensors[begin:])
+
+    def grads(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradient of each feature: of its own output, of the output it shares with others, or of both."""
+        blocks, sequences = self._split(tensors)
+        found: list[Tensor | None] = []
+        for whole, *own in blocks:
+            shared = [None] * len(own) if whole is None else whole.unbind(1)
+            found += [b if a is None else a if b is None else a + b for a, b in zip(own, shared, strict=True)]
+        return found + sequences
+
+    def coefficients_of(self, feature: int) -> Tensor | None:
+        if self.coefficients_M is None or feature >= self.lookup.pooled:
+            return None
+        return self.coefficients_M[self.joined.splits[feature] : self.joined.splits[feature + 1]]
+
+    def offsets_of(self, feature: int) -> Tensor:
+        """Where the values of each of a feature's outputs begin: of each row, or in a sequence of each id."""
+        if feature >= self.lookup.pooled:
+            return torch.arange(self.joined.splits[feature], self.joined.splits[feature + 1] + 1)
+        return self.joined.offsets[self.joined.offset_splits[feature] : self.joined.offset_splits[feature + 1]]
 
 
 class _Gather(torch.autograd.Function):
     """Rows to outputs, and backward the outputs' gradients to the group's pending ones.
+
+    The outputs are, for each block of pooled features, one [B, K, D] and its K views [B, D]; then a [N, D] for each
+    sequence. So a model may use the features, or all of them as they lie side by side, without a copy either way.
 
     Rows are no parameters, so that no optimizer, no DDP and no state_dict sees them. Autograd is entered through
     ``anchor``, a leaf that requires a gradient and never gets one.
     """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, rows_N: Tensor, joined: Joined, coefficients: Tensor | None,
-                lookup: GroupLookup, record: bool) -> tuple[Tensor, ...]:  # fmt: skip
-        ctx.save_for_backward(rows_N, coefficients)
-        ctx.joined, ctx.lookup, ctx.record = joined, lookup, record
+    def forward(ctx: Any, anchor: Tensor, rows_N: Tensor, call: _Call) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(rows_N)
+        ctx.call = call
         ctx.set_materialize_grads(False)
-        plain, weighted, sequence, end = lookup.runs
-        return (
-            *_pool(lookup, joined, rows_N, plain, weighted, None),
-            *_pool(lookup, joined, rows_N, weighted, sequence, coefficients),
-            *_sequences(lookup, joined, rows_N, sequence, end),
-        )
+        return (*_pool(call, rows_N), *_sequences(call, rows_N))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        rows_N, coefficients = ctx.saved_tensors
-        leave_pending(ctx.lookup, ctx.joined, rows_N, coefficients, grads, ctx.record)
-        return (None,) * 6
+        _leave_pending(ctx.call, ctx.saved_tensors[0], ctx.call.grads(grads))
+        return None, None, None
 
 
-def _pool(lookup: GroupLookup, joined: Joined, rows_N: Tensor, first: int, end: int,
-          coefficients: Tensor | None) -> Iterator[Tensor]:  # fmt: skip
-    """The pooled [B, D] of features ``first`` to ``end``, which all have coefficients or have none."""
-    if first == end:
-        return
-    begin, stop = joined.splits[first], joined.splits[end]
-    offsets = joined.offsets[joined.offset_splits[first] : joined.offset_splits[end]]
-    # The offsets of two features, B + 1 each, make one empty bag between them: a row of the result that nobody reads.
-    pooled = gather_pool(lookup.group.weight, rows_N[begin:stop], offsets - begin if begin else offsets, coefficients)
-    starts = [split - joined.offset_splits[first] for split in joined.offset_splits[first : end + 1]]
-    for start, next_start in zip(starts, starts[1:], strict=False):
-        yield _alone(pooled, start, next_start - 1)
+def _pool(call: _Call, rows_N: Tensor) -> Iterator[Tensor]:
+    group, joined = call.lookup.group, call.joined
+    for first, end in call.blocks():
+        offsets_KB1 = joined.offsets[joined.offset_splits[first] : joined.offset_splits[end]].view(end - first, -1)
+        coefficients = call.coefficients_M
+        if coefficients is not None:
+            coefficients = coefficients[joined.splits[first] : joined.splits[end]]
+        out = group.buffers.take((offsets_KB1.shape[1] - 1, end - first, group.dim), group.dtype)
+        yield gather_pool(group.weight, rows_N, offsets_KB1, coefficients, out)
+        yield from out.unbind(1)
 
 
-def _sequences(lookup: GroupLookup, joined: Joined, rows_N: Tensor, first: int, end: int) -> Iterator[Tensor]:
-    """The embeddings [N, D] of features ``first`` to ``end``, not pooled."""
-    if first == end:
-        return
-    splits = joined.splits[first : end + 1]
-    gathered = lookup.group.weight.index_select(0, rows_N[splits[0] : splits[-1]])
-    for start, stop in zip(splits, splits[1:], strict=False):
-        yield _alone(gathered, start - splits[0], stop - splits[0])
+def _sequences(call: _Call, rows_N: Tensor) -> Iterator[Tensor]:
+    group, splits = call.lookup.group, call.joined.splits
+    for begin, end in zip(splits[call.lookup.pooled : -1], splits[call.lookup.pooled + 1 :], strict=True):
+        out = group.buffers.take((end - begin, group.dim), group.dtype)
+        yield torch.index_select(group.weight, 0, rows_N[begin:end], out=out)
 
 
-def _alone(tensor: Tensor, begin: int, end: int) -> Tensor:
-    """tensor[begin:end] over the same memory, but not as a view.
-
-    Autograd forbids to change one of several views in place, and dropout or relu on a feature's output may do so.
-    """
-    width = tensor.shape[1]
-    return tensor.new_empty(0).set_(tensor.untyped_storage(), begin * width, (end - begin, width), (width, 1))
-
-
-def leave_pending(lookup: GroupLookup, joined: Joined, rows_N: Tensor, coefficients: Tensor | None,
-                  grads: Sequence[Tensor | None], record: bool) -> None:  # fmt: skip
-    """Sum the outputs' gradients by row and add them to what the group keeps for the optimizer.
+def _leave_pending(call: _Call, rows_N: Tensor, grads: Sequence[Tensor | None]) -> None:
+    """Sum the features' gradients by row and add them to what the group keeps for the optimizer.
 
     What no loss depends on has no gradient, and its rows are not touched; as of a parameter without one.
     """
-    group = lookup.group
+    group, splits = call.lookup.group, call.joined.splits
     used = [feature for feature, grad in enumerate(grads) if grad is not None]
     if len(used) < len(grads):
         rows_N = rows_N.clone()
         for feature in set(range(len(grads))).difference(used):
-            rows_N[joined.splits[feature] : joined.splits[feature + 1]] = group.default_row
-    rows_U, inverse_N = group.unique_rows(rows_N, record)
-    parts = []
-    for feature in used:
-        begin, end = joined.splits[feature], joined.splits[feature + 1]
-        offsets, counts = joined.offsets_of(feature), None
-        if feature >= lookup.runs[2]:
-            offsets = torch.arange(begin, end + 1)
-        elif feature >= lookup.runs[1] and coefficients is not None:
-            shift = joined.splits[lookup.runs[1]]
-            counts = coefficients[begin - shift : end - shift]
-        grad = grads[feature]
-        assert grad is not None
-        parts.append(PooledGrad(grad, offsets, counts))
+            rows_N[splits[feature] : splits[feature + 1]] = group.default_row
+    rows_U, inverse_N = group.unique_rows(rows_N, call.record)
+    parts = [
+        PooledGrad(grad, call.offsets_of(feature), call.coefficients_of(feature))
+        for feature, grad in enumerate(grads)
+        if grad is not None
+    ]
     grads_UD = pool_grads(parts, inverse_N, group.buffers.take((len(rows_U), group.dim), group.dtype))
-    group.pending.append(PendingGrad(rows_U, grads_UD, frozenset(lookup.tables[feature] for feature in used)))
+    group.pending.append(PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used)))

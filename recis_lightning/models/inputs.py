@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from recis_lightning.ragged import Ragged
+from recis_lightning.ragged import Ragged, stack_features
 from recis_lightning.schema import Schema
 
 Inputs = Mapping[str, Tensor | Ragged]
@@ -59,7 +59,7 @@ def join_dense(inputs: Inputs, names: Sequence[str], dtype: torch.dtype) -> Tens
 
 def stack_fields(inputs: Inputs, names: Sequence[str], dtype: torch.dtype) -> Tensor:
     """Pooled embeddings of one width, in the dtype of the model: F times [B, D] -> [B, F, D]."""
-    return torch.stack([_tensor(inputs, name) for name in names], dim=1).to(dtype)
+    return stack_features([_tensor(inputs, name) for name in names]).to(dtype)
 
 
 def by_task(logits_BT: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:

@@ -33,4 +33,7 @@ class BufferPool:
         memory = free.pop() if free else reserve((size,), torch.uint8).numpy()
         lent = memory[:nbytes]  # an array of its own: torch keeps it for as long as any tensor shares its memory
         weakref.finalize(lent, free.append, memory).atexit = False
-        return torch.from_numpy(lent).view(dtype).view(shape)
+        storage = torch.from_numpy(lent).untyped_storage()
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        # Not as a view of the bytes: autograd treats views of a tensor as one with it.
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape, strides)

@@ -1,4 +1,11 @@
-"""Numba kernel of pool_grads: the gradient of each bag is added to the rows of its values. D row width."""
+"""Numba kernels of gather_pool: bags summed up into one output of all features, and their gradients added up by row.
+
+B bags of a feature, D row width, K features.
+
+Kernels are made for a fixed width D: loops of known length become straight vector code. Two things speed that up
+which do not show: unsigned indices, since Numba asks of every signed one whether it counts from the end; and a first
+value that is written as 0 + value, since LLVM makes a call of a loop that only copies, which takes twice as long.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,12 +19,73 @@ from triton_ops.gather_pool.pooled_grad import PooledGrad
 from triton_ops.jit import kernel
 from triton_ops.prefetch import LINE, prefetch
 
-AHEAD = 16  # gradients on their way while one is added: they lie far apart in the gradient of a concatenation
+ROWS_AHEAD = 2  # values of each feature whose rows are on their way: with many features, that is enough lines in flight
+GRADS_AHEAD = 16  # gradients on their way while one is added: side by side with other features' they lie far apart
+
+
+@kernel
+def _shift_offsets(offsets: Any, offset_splits: Any, splits: Any) -> Any:
+    for feature in range(len(splits) - 1):
+        begin, end, shift = offset_splits[feature], offset_splits[feature + 1], splits[feature]
+        if begin == end or offsets[begin] != 0 or offsets[end - 1] != splits[feature + 1] - shift:
+            return feature
+        previous, falls = np.int64(0), False
+        for i in range(begin, end):
+            falls |= offsets[i] < previous
+            previous = offsets[i]
+            offsets[i] = previous + shift
+        if falls:
+            return feature
+    return -1
+
+
+def shift_offsets(offsets: Tensor, offset_splits_K1: Tensor, splits_K1: Tensor) -> int:
+    """See op.py's join_offsets."""
+    return int(_shift_offsets(offsets.numpy(), offset_splits_K1.numpy(), splits_K1.numpy()))
+
+
+@functools.cache
+def _gather(D: int) -> Callable[..., None]:
+    columns = np.uint64(D)
+
+    @kernel
+    def gather(weight: Any, rows: Any, offsets: Any, coefficients: Any, out: Any) -> None:
+        """Write out[bag, feature], the features of a bag one after the other, as they lie in ``out``."""
+        line, zero = D * weight.itemsize, weight.dtype.type(0)
+        begin = offsets[0, 0]
+        for bag in range(offsets.shape[1] - 1):
+            for feature in range(offsets.shape[0]):
+                first, end = offsets[feature, bag], offsets[feature, bag + 1]
+                if first == end:
+                    for d in range(columns):
+                        out[bag, feature, d] = zero
+                for i in range(first, end):
+                    if i + ROWS_AHEAD < len(rows):
+                        for byte in range(0, line, LINE):
+                            prefetch(weight, rows[i + ROWS_AHEAD] * line + byte)
+                    row = np.uint64(rows[i])
+                    counts = weight.dtype.type(1) if coefficients is None else coefficients[i - begin]
+                    if i == first:
+                        for d in range(columns):
+                            out[bag, feature, d] = zero + counts * weight[row, d]
+                    else:
+                        for d in range(columns):
+                            out[bag, feature, d] += counts * weight[row, d]
+
+    return gather
+
+
+def gather_pool(
+    weight: Tensor, rows_N: Tensor, offsets_KB1: Tensor, coefficients_M: Tensor | None, out_BKD: Tensor
+) -> None:
+    """See op.py."""
+    coefficients = None if coefficients_M is None else coefficients_M.numpy()
+    gather = _gather(weight.shape[1])
+    gather(weight.numpy(), rows_N.numpy(), offsets_KB1.numpy(), coefficients, out_BKD.numpy())
 
 
 @functools.cache
 def _scatter(D: int) -> Callable[..., int]:
-    # Unsigned, since Numba asks of every signed index whether it counts from the end: a quarter of the time.
     columns = np.uint64(D)
 
     @kernel
@@ -27,10 +95,10 @@ def _scatter(D: int) -> Callable[..., int]:
         Unique rows are numbered as they appear, so a number equal to ``filled`` is a row met for the first time: it is
         written, not added to, and ``out`` needs no zeros. Returns the new ``filled``.
         """
-        begin, bags = offsets[0], len(offsets) - 1
+        begin, bags, zero = offsets[0], len(offsets) - 1, grads.dtype.type(0)
         for bag in range(bags):
-            if bag + AHEAD < bags:
-                ahead = (bag + AHEAD) * stride * grads.itemsize
+            if bag + GRADS_AHEAD < bags:
+                ahead = (bag + GRADS_AHEAD) * stride * grads.itemsize
                 for byte in range(0, D * grads.itemsize, LINE):
                     prefetch(grads, ahead + byte)
             grad = np.uint64(bag * stride)
@@ -42,7 +110,7 @@ def _scatter(D: int) -> Callable[..., int]:
                 if inverse[i] == filled:
                     filled += 1
                     for d in range(columns):
-                        out[local, d] = counts * grads[grad + d]
+                        out[local, d] = zero + counts * grads[grad + d]
                 else:
                     for d in range(columns):
                         out[local, d] += counts * grads[grad + d]
@@ -65,7 +133,7 @@ def pool_grads(parts: Sequence[PooledGrad], inverse_N: Tensor, grads_UD: Tensor)
 def _flatten(grads_BD: Tensor) -> tuple[Tensor, int]:
     """The memory from the first to the last gradient as one contiguous tensor, and the step from one to the next.
 
-    Gradients mostly arrive as a slice of those of a concatenation; for the kernel to be vectorised, its array must be
+    Gradients mostly arrive as a slice of those of several features; for the kernel to be vectorised, its array must be
     contiguous.
     """
     bags, width = grads_BD.shape

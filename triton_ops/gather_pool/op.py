@@ -1,9 +1,12 @@
 """Bags of rows summed up, and the gradients of the sums brought back to the rows.
 
-N values, M values of some bags, B bags, R rows of the group, D row width, U unique rows of the batch.
+N values, M values of some bags, B bags, K features, R rows of the group, D row width, U unique rows of the
+batch.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,35 +18,80 @@ from triton_ops.gather_pool.pooled_grad import PooledGrad
 POOLINGS = ("sum", "mean", "sqrtn")
 
 
-def gather_pool(weight: Tensor, rows_N: Tensor, offsets_B1: Tensor, coefficients_N: Tensor | None = None) -> Tensor:
-    """Sum each bag's rows: weight [[1], [2], [3]], rows [2, 1, 2], offsets [0, 2, 2, 3] -> [[5], [0], [3]].
+def gather_pool(
+    weight: Tensor,
+    rows_N: Tensor,
+    offsets_KB1: Tensor,
+    coefficients_M: Tensor | None = None,
+    out_BKD: Tensor | None = None,
+) -> Tensor:
+    """Sum each bag's rows: weight [[1], [2], [3]], rows [2, 1, 2], offsets [[0, 2, 2, 3]] -> [[[5]], [[0]], [[3]]].
 
-    ``weight`` is [R, D], ``rows_N`` int64 in [0, R), ``offsets_B1`` int64 from 0 to N. ``coefficients_N``, of the
-    weight's dtype, says what each row counts in its bag, as `pool_coefficients` works out. Returns [B, D], zeros for an
-    empty bag. Torch differentiates it by ``weight`` as it stands, which gives a gradient as large as the weight; for a
-    table, gather without autograd and bring the gradients to the rows with `group_by_row` and `pool_grads`. Raises
-    ValueError where dtypes or shapes do not fit; values are not looked at.
+    K features have B bags each, and their sums come side by side. ``weight`` is [R, D], ``rows_N`` int64 in [0, R).
+    ``offsets_KB1`` is int64 and counts ``rows_N``; features follow each other in it, so that each begins where the
+    last one ends. ``coefficients_M``, of the weight's dtype, says what each row from the first bag on counts, as
+    `pool_coefficients` works it out. Returns [B, K, D], zeros for an empty bag, in ``out_BKD`` if one is given:
+    contiguous and of the weight's dtype. Gradients go back to the rows by `group_by_row` and `pool_grads`; there is
+    no autograd. Raises ValueError where dtypes or shapes do not fit; values are not looked at.
     """
-    if rows_N.dtype != torch.int64 or offsets_B1.dtype != torch.int64 or rows_N.dim() != 1 or offsets_B1.dim() != 1:
+    if rows_N.dtype != torch.int64 or offsets_KB1.dtype != torch.int64 or rows_N.dim() != 1 or offsets_KB1.dim() != 2:
         raise ValueError(
-            f"rows are {rows_N.dtype} {list(rows_N.shape)}, offsets {offsets_B1.dtype} {list(offsets_B1.shape)}; "
-            "give int64 [N] and int64 [B + 1]"
+            f"rows are {rows_N.dtype} {list(rows_N.shape)}, offsets {offsets_KB1.dtype} {list(offsets_KB1.shape)}; "
+            "give int64 [N] and int64 [K, B + 1]"
         )
-    if coefficients_N is not None and (coefficients_N.dtype != weight.dtype or coefficients_N.shape != rows_N.shape):
+    if coefficients_M is not None and (coefficients_M.dtype != weight.dtype or coefficients_M.dim() != 1):
         raise ValueError(
-            f"coefficients are {coefficients_N.dtype} {list(coefficients_N.shape)}; "
-            f"give {weight.dtype} {list(rows_N.shape)}, one for each row"
+            f"coefficients are {coefficients_M.dtype} {list(coefficients_M.shape)}; give {weight.dtype} for each row"
         )
-    choose("gather_pool", weight.device)  # an error where there is no kernel for the device
-    return reference.gather_pool(weight, rows_N, offsets_B1, coefficients_N)
+    shape = offsets_KB1.shape[1] - 1, offsets_KB1.shape[0], weight.shape[1]
+    out = weight.new_empty(shape) if out_BKD is None else out_BKD
+    if out.shape != shape or out.dtype != weight.dtype or not out.is_contiguous():
+        raise ValueError(f"out is {out.dtype} {list(out.shape)}; give contiguous {weight.dtype} {list(shape)}")
+    if choose("gather_pool", weight.device) == "reference":
+        return out.copy_(reference.gather_pool(weight, rows_N, offsets_KB1, coefficients_M))
+    from triton_ops.gather_pool import cpu
+
+    cpu.gather_pool(weight, rows_N.contiguous(), offsets_KB1.contiguous(), coefficients_M, out)
+    return out
+
+
+class JoinedOffsets(NamedTuple):
+    """The offsets of several features, counted from the first value of all."""
+
+    offsets: Tensor
+    """int64: B + 1 of each feature, one behind the other."""
+    offset_splits: list[int]
+    """Where each feature's begin, and where the last one's end: K + 1."""
+    splits: list[int]
+    """Where each feature's values begin, and where the last one's end: K + 1."""
+    misfit: int | None
+    """The first feature whose offsets do not rise from 0 to its number of values; then ``offsets`` is of no use."""
+
+
+def join_offsets(offsets: Sequence[Tensor], values: Sequence[int]) -> JoinedOffsets:
+    """Offsets [0, 2, 2] and [0, 1] of features with 2 and 1 values -> [0, 2, 2, 2, 3], offset_splits [0, 3, 5].
+
+    Between two features they make a bag without values, whose sum nobody reads. Each is int64 and on the CPU.
+    """
+    offset_splits, splits = [0, *accumulate(map(len, offsets))], [0, *accumulate(values)]
+    joined = torch.cat([*offsets])
+    implementation = choose("gather_pool", joined.device)
+    arguments = joined, torch.tensor(offset_splits), torch.tensor(splits)
+    if implementation == "reference":
+        misfit = reference.shift_offsets(*arguments)
+    else:
+        from triton_ops.gather_pool import cpu
+
+        misfit = cpu.shift_offsets(*arguments)
+    return JoinedOffsets(joined, offset_splits, splits, None if misfit < 0 else misfit)
 
 
 def pool_coefficients(offsets_B1: Tensor, pooling: str, weights_N: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """What each value counts in its bag: mean of bags with offsets [0, 2, 2, 3] -> [0.5, 0.5, 1]; None for all 1.
 
-    With weights w, sum counts w, mean w / sum(w), sqrtn w / sqrt(sum(w^2)); without, all w are 1. A bag whose weights sum
-    up to 0 counts nothing. ``offsets_B1`` is int64, ``weights_N`` floating or None. Returns [N] of ``dtype``. Raises
-    ValueError for another pooling.
+    With weights w, sum counts w, mean w / sum(w), sqrtn w / sqrt(sum(w^2)); without, all w are 1. A bag whose weights
+    sum up to 0 counts nothing. ``offsets_B1`` is int64, ``weights_N`` floating or None. Returns [N] of ``dtype``.
+    Raises ValueError for another pooling.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"there is no pooling '{pooling}'; there are: {', '.join(POOLINGS)}")
@@ -64,10 +112,10 @@ def pool_coefficients(offsets_B1: Tensor, pooling: str, weights_N: Tensor | None
 def pool_grads(parts: Sequence[PooledGrad], inverse_N: Tensor, grads_UD: Tensor) -> Tensor:
     """Write each unique row's gradient: grads [[1], [2]] of bags [0, 2, 3] with inverse [0, 1, 0] -> [[3], [1]].
 
-    ``inverse_N``, from `group_by_row`, says which unique row each value is; -1 is left out. ``parts`` follow the order of
-    the values and cover all that are not left out. Writes all of ``grads_UD``, contiguous and of the gradients' dtype,
-    and returns it. Sums run in the order of the values, so that they are the same each time. Raises ValueError for
-    another dtype.
+    ``inverse_N``, from `group_by_row`, says which unique row each value is; -1 is left out. ``parts`` follow the
+    order of the values and cover all that are not left out. Writes all of ``grads_UD``, contiguous and of the
+    gradients' dtype, and returns it. Sums run in the order of the values, so that they are the same each time. Raises
+    ValueError for another dtype.
     """
     for part in parts:
         if part.grads_BD.dtype != grads_UD.dtype:

@@ -12,11 +12,35 @@ from torch import Tensor
 from triton_ops.gather_pool.pooled_grad import PooledGrad
 
 
-def gather_pool(weight: Tensor, rows_N: Tensor, offsets_B1: Tensor, coefficients_N: Tensor | None) -> Tensor:
+def gather_pool(weight: Tensor, rows_N: Tensor, offsets_KB1: Tensor, coefficients_M: Tensor | None) -> Tensor:
     """See op.py."""
-    return F.embedding_bag(
-        rows_N, weight, offsets_B1, mode="sum", include_last_offset=True, per_sample_weights=coefficients_N
-    )
+    pooled = []
+    for offsets_B1 in offsets_KB1:
+        begin, end = int(offsets_B1[0]), int(offsets_B1[-1])
+        shift = int(offsets_KB1[0, 0])
+        coefficients = None if coefficients_M is None else coefficients_M[begin - shift : end - shift]
+        pooled.append(
+            F.embedding_bag(
+                rows_N[begin:end],
+                weight,
+                offsets_B1 - begin,
+                mode="sum",
+                include_last_offset=True,
+                per_sample_weights=coefficients,
+            )
+        )
+    return torch.stack(pooled, dim=1)
+
+
+def shift_offsets(offsets: Tensor, offset_splits_K1: Tensor, splits_K1: Tensor) -> int:
+    """See op.py's join_offsets."""
+    bounds = zip(offset_splits_K1.tolist(), offset_splits_K1[1:].tolist(), splits_K1.diff().tolist(), strict=False)
+    for feature, (begin, end, values) in enumerate(bounds):
+        mine = offsets[begin:end]
+        if end == begin or int(mine[0]) != 0 or int(mine[-1]) != values or bool((mine.diff() < 0).any()):
+            return feature
+        mine += splits_K1[feature]
+    return -1
 
 
 def bag_of_value(offsets_B1: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The command `recis`.
 
-recis fit | validate | test | predict --config recipe.yaml     train and judge what a recipe says
+recis fit | validate | test | predict --config recipe.yaml     train and evaluate what a recipe says
 recis data synth OUT                                           make data
 recis doctor                                                   what is installed, and which kernels run
 
@@ -17,8 +17,8 @@ from recis_lightning.schema import SchemaError, did_you_mean
 
 STAGES = {
     "fit": "train the model of a recipe",
-    "validate": "judge a checkpoint on the validation data",
-    "test": "judge a checkpoint on the test data",
+    "validate": "evaluate a checkpoint on the validation data",
+    "test": "evaluate a checkpoint on the test data",
     "predict": "score data with a checkpoint",
 }
 COMMANDS = STAGES | {

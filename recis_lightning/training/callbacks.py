@@ -81,6 +81,12 @@ class CommitLoader(Callback):
         self._position = self._restored = state_dict["position"]
 
 
+def is_logged(trainer: Trainer, step: int) -> bool:
+    """Whether Lightning hands on to loggers what is logged at an optimizer step; never where log_every_n_steps is 0."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and step % every == 0
+
+
 class SteppedCallback(Callback):
     """Knows whether the batch that has just ended ended with an optimizer step, or only added to gradients."""
 
@@ -96,8 +102,8 @@ class SteppedCallback(Callback):
         self.stepped = trainer.global_step > self._global_step
 
     def is_logged(self, trainer: Trainer) -> bool:
-        """Whether Lightning hands to the loggers what is logged at this batch's end."""
-        return self.stepped and trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        """Whether loggers get what is logged at this batch's end."""
+        return self.stepped and is_logged(trainer, trainer.global_step)
 
 
 class TableStatistics(SteppedCallback):
@@ -119,6 +125,9 @@ def table_statistics(tables: Mapping[str, DynamicTable]) -> dict[str, float]:
     return rows | {"sparse/rows": sum(rows.values()), "sparse/bytes": float(used)}
 
 
+SPEED = "perf/rows_per_second"
+
+
 class Throughput(SteppedCallback):
     """Logs perf/rows_per_second and perf/data_wait, the share of time that training waited for its data.
 
@@ -126,7 +135,6 @@ class Throughput(SteppedCallback):
     """
 
     def __init__(self) -> None:
-        self.rows_per_second: float | None = None
         self._rows = 0
         self._busy = self._waited = 0.0
         self._since = self._saving = 0.0
@@ -159,8 +167,8 @@ class Throughput(SteppedCallback):
     def _log(self, pl_module: LightningModule) -> None:
         seconds = self._busy + self._waited
         if seconds > 0:
-            self.rows_per_second = self._rows / seconds
-            pl_module.log_dict({"perf/rows_per_second": self.rows_per_second, "perf/data_wait": self._waited / seconds})
+            pl_module.log(SPEED, self._rows / seconds, prog_bar=True)
+            pl_module.log("perf/data_wait", self._waited / seconds)
         self._rows, self._busy, self._waited = 0, 0.0, 0.0
 
 
@@ -318,8 +326,7 @@ class RunProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         shown: dict[str, Any] = {}
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        speed = next((c.rows_per_second for c in callbacks if isinstance(c, Throughput)), None)
+        speed: Any = metrics.pop(SPEED, None)
         if speed is not None:
             shown["rows/s"] = f"{speed / 1000:.1f}k" if speed >= 1000 else f"{speed:.0f}"
         left = self._seconds_left(trainer)

@@ -23,11 +23,18 @@ from recis_lightning.optim import CompositeOptimizer, SparseOptimizer, clip_grad
 from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema, did_you_mean
 from recis_lightning.tables import DynamicTable
-from recis_lightning.training.callbacks import CommitLoader, RunRecord, SaveOnInterrupt, TableStatistics, Throughput
+from recis_lightning.training.callbacks import (
+    CommitLoader,
+    RunRecord,
+    SaveOnInterrupt,
+    TableStatistics,
+    Throughput,
+    is_logged,
+)
 from recis_lightning.training.checkpoint import READER, load_checkpoint, load_dense, load_tables
 from recis_lightning.training.factories import describe, restore
 from recis_lightning.training.objectives import (
-    Judge,
+    TaskMetrics,
     check_logits,
     check_targets,
     mean_loss,
@@ -37,6 +44,7 @@ from recis_lightning.training.objectives import (
 from recis_lightning.training.strategy import ShardedStrategy
 from triton_ops.index import SHARDS
 
+STAGES = ("val", "test")
 FACTORIES = ("network", "dense_optimizer", "lr_scheduler")
 
 
@@ -48,8 +56,9 @@ class RecModule(LightningModule):
     both, each from its own first value, once a step. ``seed`` is that of the tables' first values; the network draws
     its own from torch's generator (`seed_everything`).
 
-    Logged are train/loss; val/loss, val/auc, val/logloss, val/ne, val/calibration and the same of test; with several
-    tasks val/<task>/auc and so on beside the weighted sum val/loss.
+    Logged are train/loss, of every ``log_every_n_steps``-th batch and the last of an epoch; val/loss, val/auc,
+    val/logloss, val/ne, val/calibration and the same of test; with several tasks val/<task>/auc and so on beside the
+    weighted sum val/loss.
     """
 
     def __init__(
@@ -73,7 +82,7 @@ class RecModule(LightningModule):
         self.features = FeatureEngine(schema)
         self.embedding = EmbeddingCollection(schema, seed=seed)
         self.network = network(schema)
-        self.judges = nn.ModuleDict({stage: nn.ModuleList(map(Judge, schema.tasks)) for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: nn.ModuleList(map(TaskMetrics, schema.tasks)) for stage in STAGES})
         self._rows = 1
         self._callbacks = [CommitLoader(), TableStatistics(), Throughput(), RunRecord(), SaveOnInterrupt()]
 
@@ -102,8 +111,16 @@ class RecModule(LightningModule):
             check_targets(task, label_B, weight_B)
             losses[task.name] = mean_loss(task, logits[task.name], label_B, weight_B)
         total = self._weighted_sum(losses)
-        self._log_losses(total, losses)
+        if self._is_logged():
+            self._log_losses(total, losses)
         return total
+
+    def _is_logged(self) -> bool:
+        """Whether this batch's loss is logged: `log` costs as much as the forward of a small model."""
+        trainer = self._trainer
+        if trainer is None:
+            return False
+        return is_logged(trainer, trainer.global_step + 1) or trainer.is_last_batch
 
     def _weighted_sum(self, losses: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([task.weight * losses[task.name] for task in self.schema.tasks if task.name in losses]).sum()
@@ -114,33 +131,33 @@ class RecModule(LightningModule):
             self.log_dict({f"train/{name}/loss": loss for name, loss in losses.items()})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._judge("val", batch)
+        self._measure("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._judge("test", batch)
+        self._measure("test", batch)
 
-    def _judge(self, stage: str, batch: Batch) -> None:
+    def _measure(self, stage: str, batch: Batch) -> None:
         self._rows = batch.size
         logits = self(batch)
-        for judge in self._judges(stage):
-            label_B, weight_B = targets_of(judge.task, batch)
-            check_targets(judge.task, label_B, weight_B)
-            judge.update(logits[judge.task.name], label_B, weight_B)
+        for metrics in self._metrics(stage):
+            label_B, weight_B = targets_of(metrics.task, batch)
+            check_targets(metrics.task, label_B, weight_B)
+            metrics.update(logits[metrics.task.name], label_B, weight_B)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_verdicts("val")
+        self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_verdicts("test")
+        self._log_metrics("test")
 
-    def _log_verdicts(self, stage: str) -> None:
+    def _log_metrics(self, stage: str) -> None:
         losses: dict[str, Tensor] = {}
-        for judge in self._judges(stage):
-            values = judge.compute()
-            judge.reset()
+        for metrics in self._metrics(stage):
+            values = metrics.compute()
+            metrics.reset()
             if "loss" in values:
-                losses[judge.task.name] = values.pop("loss")
-            self._log_task(stage, judge.task.name, values, losses)
+                losses[metrics.task.name] = values.pop("loss")
+            self._log_task(stage, metrics.task.name, values, losses)
         if losses:
             self.log(f"{stage}/loss", self._weighted_sum(losses), prog_bar=True, sync_dist=True)
 
@@ -153,8 +170,8 @@ class RecModule(LightningModule):
             # Metrics are the same on all ranks as it is; sync_dist says so to Lightning, which asks for it.
             self.log(f"{place}/{name}", value, prog_bar=name == "auc", sync_dist=True)
 
-    def _judges(self, stage: str) -> Iterator[Judge]:
-        yield from cast(Iterable[Judge], self.judges[stage])
+    def _metrics(self, stage: str) -> Iterator[TaskMetrics]:
+        yield from cast(Iterable[TaskMetrics], self.metrics[stage])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The scores [B] of each task: probabilities for bce, values for mse."""

@@ -1,4 +1,4 @@
-"""What a task's logits are trained on and judged by: which rows count, the loss, the metrics.
+"""What a task's logits are trained on and measured by: which rows count, the loss, the metrics.
 
 B batch rows.
 """
@@ -90,7 +90,7 @@ def check_targets(task: Task, label_B: Tensor, weight_B: Tensor) -> None:
         )
 
 
-METRICS: dict[str, Callable[[], dict[str, nn.Module]]] = {
+OF_LOSS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "bce": lambda: {"auc": AUC(), "logloss": LogLoss(), "ne": NormalizedEntropy(), "calibration": Calibration()},
     "mse": dict,
 }
@@ -117,14 +117,14 @@ class MeanLoss(Metric):
         return self.total / self.weight
 
 
-class Judge(nn.Module):
+class TaskMetrics(nn.Module):
     """The metrics of one task over a stage: loss, and for bce auc, logloss, ne (normalised entropy), calibration."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
         self.loss = MeanLoss()
-        self.metrics = nn.ModuleDict(METRICS[task.loss]())
+        self.metrics = nn.ModuleDict(OF_LOSS[task.loss]())
 
     def update(self, logits_B: Tensor, label_B: Tensor, weight_B: Tensor) -> None:
         """Take in the rows of a batch that count."""

@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe(data: Path, tmp_path: Path) -> Callable[..., str]:
     """Writes a recipe of ten steps an epoch; what is given replaces entries, `model__network={...}`."""
 
@@ -91,7 +91,9 @@ def in_new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_a_recipe_is_fitted_judged_and_used_for_predictions(recipe: Callable[..., str], tmp_path: Path) -> None:
+def test_a_recipe_is_fitted_tested_validated_and_used_for_predictions(
+    recipe: Callable[..., str], tmp_path: Path
+) -> None:
     config = recipe()
     assert main(["fit", "--config", config]) == 0
     run = run_dir(tmp_path, 0)
@@ -101,7 +103,7 @@ def test_a_recipe_is_fitted_judged_and_used_for_predictions(recipe: Callable[...
     assert main(["test", "--config", config, "--ckpt_path", checkpoint]) == 0
     assert metrics_of(run_dir(tmp_path, 1))["test/auc"] > 0
     assert main(["predict", "--config", config, "--ckpt_path", checkpoint]) == 0
-    # A checkpoint in a new process judges as the model did when it was written, to the bit.
+    # A checkpoint in a new process scores as the model did when it was written, to the bit.
     assert in_new_process("validate", "--config", config, "--ckpt_path", checkpoint).returncode == 0
     validated = metrics_of(run_dir(tmp_path, 3))
     assert validated == {name: value for name, value in fitted.items() if name.startswith("val/")}

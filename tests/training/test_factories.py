@@ -25,7 +25,7 @@ def test_options_of_nested_partials_add_up_the_outer_ones_first() -> None:
 
 
 def test_the_factory_of_a_recipe_is_described_by_its_class() -> None:
-    def instantiate(cls: type, *arguments: Any, **options: Any) -> Any:
+    def instantiate(cls: Any, *arguments: Any, **options: Any) -> Any:
         return cls(*arguments, **options)
 
     expected = {"class_path": "torch.optim.adam.Adam", "init_args": {"lr": 0.1, "betas": [0.9, 0.99]}}

@@ -66,6 +66,19 @@ def test_metrics_of_several_tasks_name_their_task_beside_the_weighted_sum(tmp_pa
     assert {"val/ctr/auc", "val/cvr/auc", "val/cvr/calibration"} <= set(found)
 
 
+@pytest.mark.parametrize("every", [0, 4, 100])
+def test_training_loss_is_logged_at_logged_steps_and_at_the_end_of_an_epoch(every: int, tmp_path: Path) -> None:
+    seen: dict[int, bool] = {}
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            logged = trainer.callback_metrics.get("train/loss")
+            seen[batch_idx] = logged is not None and logged.item() == outputs["loss"].item()
+
+    make_trainer(tmp_path, Look(), max_epochs=1, log_every_n_steps=every).fit(make_module(), MemoryLoader(6))
+    assert [batch for batch, logged in seen.items() if logged] == ([3, 5] if every == 4 else [5])
+
+
 @pytest.mark.trap
 def test_logged_means_are_weighted_by_rows(tmp_path: Path) -> None:
     # Left alone, Lightning takes the length of the first tensor it finds in a batch for its size.

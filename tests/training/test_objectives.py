@@ -9,8 +9,8 @@ from torch import Tensor
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Task
 from recis_lightning.training.objectives import (
-    Judge,
     MeanLoss,
+    TaskMetrics,
     check_logits,
     check_targets,
     dense_column,
@@ -114,7 +114,7 @@ def test_scores_are_probabilities_for_bce_and_values_for_mse() -> None:
     assert scores_of(task(loss="mse"), torch.tensor([7.0])).item() == 7
 
 
-def test_verdict_does_not_depend_on_how_rows_were_batched() -> None:
+def test_metrics_do_not_depend_on_how_rows_were_batched() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1000, generator=generator)
     columns: dict[str, Tensor | Ragged] = {
@@ -122,29 +122,29 @@ def test_verdict_does_not_depend_on_how_rows_were_batched() -> None:
         "clicked": (torch.rand(1000, generator=generator) < 0.5).float(),
         "weight": torch.rand(1000, generator=generator),
     }
-    judged = task(where="clicked", sample_weight="weight")
-    verdicts = []
+    one_task = task(where="clicked", sample_weight="weight")
+    values = []
     for size in (1000, 300, 7):
-        judge = Judge(judged)
+        metrics = TaskMetrics(one_task)
         for start in range(0, 1000, size):
             rows = {name: column[start : start + size] for name, column in columns.items()}  # type: ignore[index]
-            judge.update(logits[start : start + size], *targets_of(judged, rows))
-        verdicts.append({name: value.item() for name, value in judge.compute().items()})
-    assert set(verdicts[0]) == {"loss", "auc", "logloss", "ne", "calibration"}
-    for verdict in verdicts[1:]:
-        assert verdict == pytest.approx(verdicts[0], rel=1e-12)
-    assert verdicts[0]["loss"] == pytest.approx(verdicts[0]["logloss"], rel=1e-6)
+            metrics.update(logits[start : start + size], *targets_of(one_task, rows))
+        values.append({name: value.item() for name, value in metrics.compute().items()})
+    assert set(values[0]) == {"loss", "auc", "logloss", "ne", "calibration"}
+    for others in values[1:]:
+        assert others == pytest.approx(values[0], rel=1e-12)
+    assert values[0]["loss"] == pytest.approx(values[0]["logloss"], rel=1e-6)
 
 
-def test_verdict_is_empty_where_no_row_counts() -> None:
-    judged = task(where="clicked")
-    judge = Judge(judged)
-    judge.update(torch.zeros(2), *targets_of(judged, batch(label=[0, 1], clicked=[0, 0])))
-    assert judge.compute() == {}
-    judge.update(torch.zeros(2), *targets_of(judged, batch(label=[0, 1], clicked=[1, 1])))
-    assert judge.compute()["loss"].item() == pytest.approx(math.log(2))
-    judge.reset()
-    assert judge.compute() == {}
+def test_metrics_are_empty_where_no_row_counts() -> None:
+    one_task = task(where="clicked")
+    metrics = TaskMetrics(one_task)
+    metrics.update(torch.zeros(2), *targets_of(one_task, batch(label=[0, 1], clicked=[0, 0])))
+    assert metrics.compute() == {}
+    metrics.update(torch.zeros(2), *targets_of(one_task, batch(label=[0, 1], clicked=[1, 1])))
+    assert metrics.compute()["loss"].item() == pytest.approx(math.log(2))
+    metrics.reset()
+    assert metrics.compute() == {}
 
 
 def test_a_loss_that_is_no_number_is_seen() -> None:

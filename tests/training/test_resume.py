@@ -39,7 +39,7 @@ class Run:
             self.interrupted = stop.path
 
 
-def judged(trainer: Trainer) -> dict[str, float]:
+def validated(trainer: Trainer) -> dict[str, float]:
     return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
 
 
@@ -65,7 +65,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(options: dict[str, Any], t
         assert everything(resumed.module) == everything(whole.module)
         assert resumed.trainer.global_step == whole.trainer.global_step
         if "max_steps" not in options:
-            assert judged(resumed.trainer) == judged(whole.trainer)
+            assert validated(resumed.trainer) == validated(whole.trainer)
 
 
 class InterruptInValidation(Callback):
@@ -79,7 +79,7 @@ def test_an_interrupt_in_validation_saves_behind_it(tmp_path: Path) -> None:
     whole = Run(tmp_path / "whole", val_check_interval=3)
     stopped = Run(tmp_path, InterruptInValidation(), val_check_interval=3)
     assert stopped.trainer.global_step == 3
-    assert judged(stopped.trainer)
+    assert validated(stopped.trainer)
     resumed = Run(tmp_path, ckpt_path=stopped.interrupted, val_check_interval=3)
     assert stopped.losses.by_batch | resumed.losses.by_batch == whole.losses.by_batch
     assert everything(resumed.module) == everything(whole.module)

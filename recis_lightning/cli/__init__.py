@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from recis_lightning import __version__
+from recis_lightning.cli.explain import UsageError
 from recis_lightning.schema import SchemaError, did_you_mean
 
 STAGES = {
@@ -82,16 +83,18 @@ def run_data(arguments: list[str]) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     synth = commands.add_parser("synth", help="a click log that knows its truth, or data for any recipe's schema")
     synth_command.add_arguments(synth)
-    return synth_command.run(parser.parse_args(arguments))
+    try:
+        return synth_command.run(parser.parse_args(arguments))
+    except OSError as error:
+        raise UsageError(str(error)) from error
 
 
 def is_mistake(error: Exception) -> bool:
     """Whether an error tells the user all there is to know: what is wrong in a recipe, in data, or in a checkpoint."""
-    if isinstance(error, SchemaError):
+    if isinstance(error, SchemaError | UsageError):
         return True
     # Only what has been imported can have been raised.
     named = [
-        ("recis_lightning.cli.run", "UsageError"),
         ("recis_lightning.data.errors", "DataError"),
         ("recis_lightning.training.files", "CheckpointError"),
         ("lightning.fabric.utilities.exceptions", "MisconfigurationException"),

@@ -23,6 +23,10 @@ CLASSES = {
 }
 
 
+class UsageError(Exception):
+    """A mistake in a recipe or on the command line, told in a few lines."""
+
+
 def explain(message: str, options: Sequence[str] = ()) -> str:
     """Say which option is wrong, what was found, and what was probably meant; ``options`` are those of the command."""
     keys = re.findall(r'Parser key "([^"]+)"', message)

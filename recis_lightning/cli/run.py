@@ -16,16 +16,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 
 import recis_lightning.models  # noqa: F401  so that recipes may say class_path: DeepFM
-from recis_lightning.cli.explain import explain
+from recis_lightning.cli.explain import UsageError, explain
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.training import RecModule
 from recis_lightning.training.callbacks import RunProgressBar, run_directory, write_text
 
 TRAINER_DEFAULTS = {"strategy": "recis_sharded", "accelerator": "cpu", "devices": 1}
-
-
-class UsageError(Exception):
-    """A mistake in a recipe or on the command line, told in a few lines."""
 
 
 class Parser(LightningArgumentParser):

@@ -109,6 +109,11 @@ class ShardedStrategy(DDPStrategy):
 
     @precision_plugin.setter
     def precision_plugin(self, precision: Precision | None) -> None:
+        if getattr(precision, "scaler", None) is not None:
+            raise MisconfigurationException(
+                "recis_sharded: gradients of rows know no loss scaler as yet, they would stay scaled; "
+                "write precision: bf16-mixed, which needs none"
+            )
         if precision is not None:
             _keep_batches(precision)
         self._precision_plugin = precision

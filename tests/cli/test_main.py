@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,16 @@ def test_mistakes_end_in_lines_and_others_in_a_traceback(
     assert cli.main(["fit"]) == 130
     fail(SystemExit(3))
     assert cli.main(["fit"]) == 3
+
+
+def test_mistakes_in_making_data_end_with_status_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("data: {schema: {columns: [{name: a, dtype: int64}]}}")
+    made = ["data", "synth", str(tmp_path / "made"), "--schema", str(tmp_path / "recipe.yaml"), "--rows", "10"]
+    assert cli.main(made) == 0
+    assert cli.main(made) == 2
+    assert "holds ORC files already; remove them" in capfd.readouterr().err
+    assert cli.main(["data", "synth", str(tmp_path / "other"), "--schema", "/no.yaml"]) == 2
+    assert cli.main(["data"]) == 2
 
 
 def test_lightning_is_not_imported_for_what_needs_none() -> None:

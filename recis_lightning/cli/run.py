@@ -20,6 +20,7 @@ from recis_lightning.cli.explain import UsageError, explain
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.training import RecModule
 from recis_lightning.training.callbacks import RunProgressBar, run_directory, write_text
+from recis_lightning.training.predictions import PredictionWriter
 
 TRAINER_DEFAULTS = {"strategy": "recis_sharded", "accelerator": "cpu", "devices": 1}
 
@@ -73,7 +74,13 @@ class RecipeCLI(LightningCLI):
         callbacks = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             options["callbacks"] = [*callbacks, RunProgressBar()]
+        if self.command == "predict":
+            options["callbacks"] = [*options.get("callbacks", callbacks), PredictionWriter()]
         return super().instantiate_trainer(**options)
+
+    def predict(self, **options: Any) -> None:
+        """Leave the scores to `PredictionWriter`, instead of keeping all of them in memory."""
+        self.trainer.predict(**{**options, "return_predictions": False})
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

@@ -60,6 +60,9 @@ class CommitLoader(Callback):
         self._position: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._position = None  # of an earlier fit; a checkpoint is read after this
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loader: Any = trainer.train_dataloader
         if self._restored is not None and hasattr(loader, "commit"):
@@ -139,6 +142,10 @@ class Throughput(SteppedCallback):
         self._busy = self._waited = 0.0
         self._since = self._saving = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows, self._busy, self._waited = 0, 0.0, 0.0
+        self._lap(trainer)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap(trainer)
 
@@ -185,12 +192,15 @@ class RunRecord(Callback):
     def __init__(self) -> None:
         self.best: dict[str, dict[str, float]] = {}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.best = {}  # of an earlier fit; a checkpoint is read after this
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         for name, value in _metrics(trainer).items():
             better = BETTER.get(name.rpartition("/")[2])
-            if name.startswith("val/") and better is not None and value == value:
+            if name.startswith("val/") and better is not None and value is not None:
                 best = self.best.get(name)
                 if best is None or better(value, best["value"]) != best["value"]:
                     self.best[name] = {"value": value, "step": trainer.global_step}
@@ -215,8 +225,10 @@ class RunRecord(Callback):
         self.best = state_dict["best"]
 
 
-def _metrics(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+def _metrics(trainer: Trainer) -> dict[str, float | None]:
+    """Metrics as JSON has them: None for what is no finite number, as the auc where all labels are alike."""
+    values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 class RunInterrupted(SystemExit):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pyarrow import orc
 
 from recis_lightning.cli import main
 from recis_lightning.data.synthetic_schema import synthesize
@@ -103,6 +104,9 @@ def test_a_recipe_is_fitted_tested_validated_and_used_for_predictions(
     assert main(["test", "--config", config, "--ckpt_path", checkpoint]) == 0
     assert metrics_of(run_dir(tmp_path, 1))["test/auc"] > 0
     assert main(["predict", "--config", config, "--ckpt_path", checkpoint]) == 0
+    predicted = orc.read_table(run_dir(tmp_path, 2) / "predictions" / "part-00000.orc")
+    assert (predicted.column_names, predicted.num_rows) == (["ctr"], 200)
+    assert 0 < min(predicted["ctr"].to_pylist()) <= max(predicted["ctr"].to_pylist()) < 1
     # A checkpoint in a new process scores as the model did when it was written, to the bit.
     assert in_new_process("validate", "--config", config, "--ckpt_path", checkpoint).returncode == 0
     validated = metrics_of(run_dir(tmp_path, 3))

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from recis_lightning.training.callbacks import (
     run_directory,
     table_statistics,
 )
-from tests.training.helpers import MemoryLoader, make_module, make_trainer
+from tests.training.helpers import ListLoader, MemoryLoader, make_batch, make_module, make_trainer
 
 
 def test_the_loader_knows_each_batch_before_any_other_callback_runs(tmp_path: Path) -> None:
@@ -99,6 +100,25 @@ def test_metrics_json_holds_last_and_best_values(tmp_path: Path) -> None:
     assert record["best"]["val/auc"] == {"value": max(best), "step": 4 * (best.index(max(best)) + 1)}
     assert "val/calibration" not in record["best"]
     assert "train/loss" in record["last"]
+
+
+def test_a_metric_that_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+    alike = ListLoader(make_batch(0), make_batch(1))  # one label: no pair to order
+    make_trainer(tmp_path, max_epochs=1).fit(make_module(), MemoryLoader(1), alike)
+    record = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert record["last"]["val/auc"] is None
+    assert "val/auc" not in record["best"]
+    assert record["best"]["val/loss"]["value"] > 0
+
+
+def test_a_second_fit_does_not_boast_of_the_first(tmp_path: Path) -> None:
+    module = make_module()
+    for folder, lr in (("first", 0.01), ("second", 0.0)):
+        module.dense_optimizer = partial(torch.optim.SGD, lr=lr)
+        trainer = make_trainer(tmp_path / folder, max_epochs=1)
+        trainer.fit(module, MemoryLoader(4), MemoryLoader(2, rows=40, seed=9))
+        record = json.loads((tmp_path / folder / "metrics.json").read_text())
+        assert record["best"]["val/loss"]["value"] == record["last"]["val/loss"]
 
 
 @pytest.mark.trap

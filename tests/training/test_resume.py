@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 from pathlib import Path
@@ -43,6 +44,11 @@ def validated(trainer: Trainer) -> dict[str, float]:
     return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
 
 
+def best_of(root: Path) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads((root / "metrics.json").read_text())["best"]
+    return found
+
+
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"accumulate_grad_batches": 4, "gradient_clip_val": 0.1},
@@ -66,6 +72,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(options: dict[str, Any], t
         assert resumed.trainer.global_step == whole.trainer.global_step
         if "max_steps" not in options:
             assert validated(resumed.trainer) == validated(whole.trainer)
+            assert best_of(tmp_path / f"{batch}") == best_of(tmp_path / "whole")
 
 
 class InterruptInValidation(Callback):
@@ -140,8 +147,10 @@ def test_the_best_and_the_last_checkpoint_are_kept_as_directories(tmp_path: Path
     assert len(names) == 2
     assert names[0] == "last.ckpt"
     assert Path(best.best_model_path).is_dir()
-    resumed = Run(tmp_path, ckpt_path=str(tmp_path / "c" / "last.ckpt"), max_epochs=4)
-    assert everything(resumed.module) == everything(whole.module)
+    for path in (str(tmp_path / "c" / "last.ckpt"), "last"):
+        resumed = Run(tmp_path, ModelCheckpoint(tmp_path / "c", monitor="val/loss"), ckpt_path=path, max_epochs=4)
+        assert min(resumed.losses.by_batch) > 0
+        assert everything(resumed.module) == everything(whole.module)
 
 
 @pytest.mark.trap

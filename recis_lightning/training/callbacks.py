@@ -172,11 +172,16 @@ class Throughput(SteppedCallback):
             self._log(pl_module)
 
     def _log(self, pl_module: LightningModule) -> None:
-        seconds = self._busy + self._waited
-        if seconds > 0:
-            pl_module.log(SPEED, self._rows / seconds, prog_bar=True)
+        speed, seconds = self.rows_per_second(), self._busy + self._waited
+        if speed is not None:
+            pl_module.log(SPEED, speed, prog_bar=True)
             pl_module.log("perf/data_wait", self._waited / seconds)
         self._rows, self._busy, self._waited = 0, 0.0, 0.0
+
+    def rows_per_second(self) -> float | None:
+        """Over the steps since it was last logged; None right behind that."""
+        seconds = self._busy + self._waited
+        return self._rows / seconds if seconds > 0 and self._rows else None
 
 
 BETTER = {"loss": min, "logloss": min, "ne": min, "mse": min, "auc": max}
@@ -320,6 +325,7 @@ class RunProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.train_progress_bar.n = batch_idx + 1
         if self._is_due() or batch_idx + 1 == self.total_train_batches:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -338,7 +344,10 @@ class RunProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         shown: dict[str, Any] = {}
-        speed: Any = metrics.pop(SPEED, None)
+        logged: Any = metrics.pop(SPEED, None)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        running = next((c.rows_per_second() for c in callbacks if isinstance(c, Throughput)), None)
+        speed = logged if running is None else running
         if speed is not None:
             shown["rows/s"] = f"{speed / 1000:.1f}k" if speed >= 1000 else f"{speed:.0f}"
         left = self._seconds_left(trainer)

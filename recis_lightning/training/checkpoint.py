@@ -172,7 +172,7 @@ def load_tables(
 ) -> None:
     """Fill ``tables`` with the saved rows of virtual shards [first_shard, last_shard), and nothing else.
 
-    CheckpointError where the checkpoint holds other tables; where a file turns out to be damaged, all tables are empty.
+    CheckpointError where the checkpoint holds other tables, or is damaged. All tables are empty where reading failed.
     """
     saved = reader.manifest["tables"]
     problems = list(_table_mismatches(tables, saved))
@@ -185,7 +185,7 @@ def load_tables(
                 if part["first_shard"] < last_shard and first_shard < part["last_shard"]:
                     table.load(_read_part(reader, part, table, first_shard, last_shard))
             table.step = saved[name]["step"]
-    except CheckpointError:
+    except Exception:
         for table in tables.values():
             table.clear()
         raise

@@ -159,8 +159,9 @@ def test_fast_dev_run_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_the_bar_shows_rows_per_second_and_the_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bar = RunProgressBar()
     bar.every_seconds = 0.0
-    make_trainer(tmp_path, bar, enable_progress_bar=True).fit(make_module(), MemoryLoader(4))
+    make_trainer(tmp_path, bar, enable_progress_bar=True, log_every_n_steps=50).fit(make_module(), MemoryLoader(4))
     shown = capsys.readouterr().out
+    assert "4/4" in shown
     assert "rows/s=" in shown
     assert "left=00:00" in shown
     assert "train/loss=" in shown

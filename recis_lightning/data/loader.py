@@ -12,7 +12,6 @@ from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.data.stream import Pipeline
 from recis_lightning.data.stripes import StripeReader
-from recis_lightning.data.window import WindowReader
 from recis_lightning.ragged import Batch
 
 
@@ -84,8 +83,7 @@ class OrcLoader:
 
         plan = EpochPlan(self.manifest.stripe_rows, self.order, epoch)
         stripes = StripeReader(self.manifest, self.selection.names, plan.border_uses(self._streams))
-        reader = WindowReader(stripes, self.selection)
-        return Pipeline(reader, plan, self._streams, step, token, self._read_threads, self._prefetch)
+        return Pipeline(stripes, self.selection, plan, self._streams, step, token, self._read_threads, self._prefetch)
 
     def _begin(self) -> tuple[int, int]:
         """The epoch and step to start with."""

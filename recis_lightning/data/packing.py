@@ -132,7 +132,7 @@ def _plan_parts(selection: Selection, rows: int, counts: Sequence[int]) -> _Plan
     def place(dtype: torch.dtype, count: int) -> Part:
         nonlocal end
         part = Part(dtype, (count,), end)
-        stop = end + part.nbytes
+        stop = end + count * dtype.itemsize
         end = -(-stop // ALIGNMENT) * ALIGNMENT
         if stop != end:
             gaps.append((stop, end))

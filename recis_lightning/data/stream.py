@@ -1,8 +1,9 @@
-"""Batches from a background pipeline: threads read windows ahead, one more packs batches, the consumer takes them.
+"""Batches from a pipeline of threads: some decode stripes, some pack windows, one cuts batches.
 
 The order is the plan's whatever the threads do: windows are asked for in the order of their first use, each is a
-function of its place in the plan alone, and one thread cuts the batches. Threads hold no reference to the iterator, so
-that an abandoned one is collected, and closes its pipeline.
+function of its place in the plan alone, and one thread cuts the batches. Decoding takes longest by far, so its threads
+have nothing else to do, and wait for nothing. No thread holds a reference to the iterator, so that an abandoned one is
+collected, and closes its pipeline.
 """
 
 import threading
@@ -11,9 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+
+from recis_lightning.data.columns import Selection
 from recis_lightning.data.packing import BatchPacker, Span
 from recis_lightning.data.plan import EpochPlan, Window
-from recis_lightning.data.window import Block, WindowReader
+from recis_lightning.data.stripes import StripeReader
+from recis_lightning.data.window import Block, WindowPacker
 from recis_lightning.ragged import Batch
 
 
@@ -65,17 +70,14 @@ class Channel:
             self._items.clear()
             self._changed.notify_all()
 
-    @property
-    def ended(self) -> bool:
-        return self._ended
-
 
 class Pipeline:
     """The threads of one pass over the data from a step on: they start at once, and end with the data or `close`."""
 
     def __init__(
         self,
-        reader: WindowReader,
+        stripes: StripeReader,
+        selection: Selection,
         plan: EpochPlan,
         streams: Sequence[int],
         first_step: int,
@@ -83,12 +85,15 @@ class Pipeline:
         read_threads: int,
         prefetch: int,
     ) -> None:
-        self._reader, self._plan, self._streams, self._first_step = reader, plan, streams, first_step
-        self._token, self._read_threads = token, read_threads
+        self._stripes, self._selection, self._plan, self._streams = stripes, selection, plan, streams
+        self._first_step, self._token, self._read_threads = first_step, token, read_threads
+        self._windows = WindowPacker(stripes.manifest, selection)
         self._batches = Channel(prefetch)
-        self._pool = ThreadPoolExecutor(read_threads, thread_name_prefix="recis-read")
-        self._packer = threading.Thread(target=self._run, name="recis-pack", daemon=True)
-        self._packer.start()
+        self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="recis-read")
+        # A window is packed in a third to a half of the time it takes to decode.
+        self._packers = ThreadPoolExecutor((read_threads + 1) // 2, thread_name_prefix="recis-window")
+        self._thread = threading.Thread(target=self._run, name="recis-batch", daemon=True)
+        self._thread.start()
 
     def take(self) -> Batch | None:
         """The next batch, None behind the last; raises what went wrong in a thread at the batch it belongs to."""
@@ -97,9 +102,9 @@ class Pipeline:
     def close(self) -> None:
         """Stop all threads and wait for them: no longer than the stripes take that are being decoded."""
         self._batches.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        if threading.current_thread() is not self._packer:
-            self._packer.join()
+        self._end_pools(wait=False)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -111,24 +116,26 @@ class Pipeline:
         except BaseException as error:
             self._batches.end(error)
         finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._end_pools(wait=True)
+
+    def _end_pools(self, wait: bool) -> None:
+        for pool in (self._readers, self._packers):
+            pool.shutdown(wait=wait, cancel_futures=True)
 
     def _pack(self) -> Iterator[Batch]:
-        packer = BatchPacker(self._reader.selection)
+        packer = BatchPacker(self._selection)
         blocks = _ReadAhead(self._plan, self._streams, self._first_step, self._submit, self._read_threads)
         for step in range(self._first_step, self._plan.steps):
             spans = [span for stream in self._streams for span in blocks.take(stream, *self._plan.span(step, stream))]
             yield packer.pack(spans, self._token(step + 1))
 
     def _submit(self, window: Window) -> Future[Block]:
-        return self._pool.submit(self._read, window)
+        stripes = deque(self._readers.submit(self._stripes.read, piece.stripe) for piece in window.pieces)
+        return self._packers.submit(self._pack_window, window, stripes)
 
-    def _read(self, window: Window) -> Block:
-        return self._reader.read(window, self._plan.row_order(window), self._check_cancelled)
-
-    def _check_cancelled(self) -> None:
-        if self._batches.ended:
-            raise Cancelled
+    def _pack_window(self, window: Window, stripes: deque[Future[pa.RecordBatch]]) -> Block:
+        in_turn = (stripes.popleft() for _ in window.pieces)  # each is let go of as soon as it is packed
+        return self._windows.pack(window, self._plan.row_order(window), in_turn)
 
 
 class _ReadAhead:

@@ -1,9 +1,10 @@
-"""Read the rows of a window and pack them by column, shuffled, without nulls: a Block, of which batches are cut.
+"""Pack the rows of a window by column, shuffled, without nulls, into a Block, of which batches are cut.
 
 R rows of the block, I id columns, F dense columns, L list columns of one dtype
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from recis_lightning.data.columns import Selection, find_fault, to_buffers, to_list_buffers
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.memory import BufferPool
 from recis_lightning.data.plan import Piece, Window
-from recis_lightning.data.stripes import StripeReader
 from recis_lightning.schema import Column
 from triton_ops.pack.op import Kernels, kernels
 from triton_ops.pack.types import ListColumn
@@ -59,20 +60,19 @@ class Block:
     problem: Problem | None
 
 
-class WindowReader:
-    """Reads windows of one data set into blocks; safe to call from several threads."""
+class WindowPacker:
+    """Packs windows of one data set into blocks; safe to call from several threads."""
 
-    def __init__(self, stripes: StripeReader, selection: Selection) -> None:
-        self.selection, self._stripes = selection, stripes
+    def __init__(self, manifest: Manifest, selection: Selection) -> None:
+        self._manifest, self._selection = manifest, selection
         self._pool = BufferPool()
 
-    def read(self, window: Window, order: NDArray[np.int64], check_cancelled: Callable[[], None]) -> Block:
-        """Decode a window's stripes and put row order[k] at place k; calls ``check_cancelled`` before each stripe."""
-        packing = _Packing(self._stripes, self.selection, window, self._pool, kernels())
-        for rows in _split(window, order):
-            check_cancelled()
+    def pack(self, window: Window, order: NDArray[np.int64], stripes: Iterable[Future[pa.RecordBatch]]) -> Block:
+        """Put row order[k] of the window at place k; ``stripes`` are those of its pieces, as they get decoded."""
+        packing = _Packing(self._manifest, self._selection, window, self._pool, kernels())
+        for rows, stripe in zip(_split(window, order), stripes, strict=True):
             try:
-                batch = self._stripes.read(rows.piece.stripe)
+                batch = stripe.result()
             except DataError as error:
                 packing.note(int(rows.places[0]), error)  # batches up to there can still be had
             else:
@@ -90,6 +90,10 @@ class _Rows:
 
 
 def _split(window: Window, order: NDArray[np.int64]) -> Iterator[_Rows]:
+    if len(window.pieces) == 1:
+        (piece,) = window.pieces
+        yield _Rows(piece, (order + piece.first).astype(np.uint32), np.arange(len(order), dtype=np.uint32))
+        return
     starts = np.cumsum([0, *(piece.rows for piece in window.pieces)])
     piece_of = np.searchsorted(starts[1:-1], order, side="right")
     places = np.argsort(piece_of, kind="stable").astype(np.uint32)
@@ -102,9 +106,9 @@ class _Packing:
     """A block under construction."""
 
     def __init__(
-        self, stripes: StripeReader, selection: Selection, window: Window, pool: BufferPool, pack: Kernels
+        self, manifest: Manifest, selection: Selection, window: Window, pool: BufferPool, pack: Kernels
     ) -> None:
-        self._stripes, self._selection, self._window, self._pack = stripes, selection, window, pack
+        self._manifest, self._selection, self._window, self._pack = manifest, selection, window, pack
         ids, dense, rows = len(selection.ids), len(selection.dense), window.rows
         # One piece of memory, wider types first so that all of it is aligned.
         memory = pool.take(rows * (8 * ids + 4 * dense + ids))
@@ -181,7 +185,7 @@ class _Packing:
                 return
 
     def _note_row(self, piece: Piece, row: int, place: int, column: Column, fault: str) -> None:
-        where = self._stripes.manifest.describe_row(piece.stripe, row)
+        where = self._manifest.describe_row(piece.stripe, row)
         role = self._selection.roles[column.name]
         self.note(place, DataError(f"{where}: column '{column.name}', {role}, {fault}"))
 

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,9 +75,8 @@ def test_mistakes_in_making_data_end_with_status_2(tmp_path: Path, capfd: pytest
 
 def test_lightning_is_not_imported_for_what_needs_none() -> None:
     program = (
-        "import sys; from recis_lightning.cli import main; code = main(sys.argv[1:]); "
-        "sys.exit(code + 10 * ('lightning' in sys.modules))"
+        "import sys; from recis_lightning.cli import main\n"
+        "codes = [main(arguments) for arguments in (['--help'], ['nope'], ['doctor'])]\n"
+        "sys.exit(0 if codes == [0, 2, 0] and 'lightning' not in sys.modules else 1)"
     )
-    for arguments, code in ((["--help"], 0), (["nope"], 2), (["doctor"], 0)):
-        command = [sys.executable, "-c", program, *arguments]
-        assert subprocess.run(command, capture_output=True, env=os.environ, timeout=60).returncode == code, arguments
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0

@@ -114,7 +114,7 @@ def _to_numbers(array: pa.Array, column: Column) -> tuple[pa.Array, bool]:
     if column.hash:
         return _hash_strings(array, column), False
     if column.parse:
-        return _parse_strings(array, pa.type_for_alias(column.parse))
+        return _parse_strings(array, _parsed_type(column))
     if column.dtype in ("bool", "int8", "int16", "int32"):
         return pc.cast(array, pa.int64()), False
     return array, False
@@ -136,6 +136,11 @@ def _as_tensor(buffer: pa.Buffer, dtype: pa.DataType) -> torch.Tensor:
     # DLPack, since torch warns of every NumPy array that is read-only.
     count = buffer.size * 8 // dtype.bit_width
     return torch.from_dlpack(pa.Array.from_buffers(dtype, count, [None, buffer]))
+
+
+def _parsed_type(column: Column) -> pa.DataType:
+    # Floats as float64, since Arrow makes infinity of what is too large for float32, which is to be noticed.
+    return pa.int64() if column.parse == "int64" else pa.float64()
 
 
 def _parse_strings(array: pa.Array, dtype: pa.DataType) -> tuple[pa.Array, bool]:
@@ -193,7 +198,7 @@ def find_fault(value: Any, column: Column, selection: Selection) -> str | None:
             if column.default is None and not is_id:
                 return "is missing and has no default; declare default: <number> in the schema, or leave such rows out"
             continue
-        number = _parse_string(item, pa.type_for_alias(column.parse)) if column.parse else item
+        number = _parse_string(item, _parsed_type(column)) if column.parse else item
         if number is None:
             return f"holds {item!r}, which is no number ({column.parse}); mend it, or declare hash: farm to read ids"
         if not is_id and _is_unfit(number):

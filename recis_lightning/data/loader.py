@@ -17,7 +17,8 @@ from recis_lightning.ragged import Batch
 
 def default_read_threads() -> int:
     """One thread, or two where there are cores to spare: reading rarely gains from more."""
-    return max(1, min(2, (os.cpu_count() or 1) - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(2, cores - 1))
 
 
 class OrcLoader:
@@ -49,7 +50,17 @@ class OrcLoader:
         """
         self.manifest, self.selection, self.order = manifest, selection, order
         self._streams = order.streams_of(rank, world_size)
-        self._read_threads, self._prefetch = read_threads or default_read_threads(), prefetch
+        self._read_threads = default_read_threads() if read_threads is None else read_threads
+        self._prefetch = prefetch
+        for name, value in (("read_threads", self._read_threads), ("prefetch", prefetch)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, need at least 1")
+        self._identity = {
+            **order.to_dict(),
+            "files": len(manifest.files),
+            "rows": manifest.rows,
+            "fingerprint": manifest.fingerprint,
+        }
         self._first_epoch, self._epoch_limit = first_epoch, epoch_limit
         self._next_epoch: int | None = None
         self._resume: tuple[int, int] | None = None
@@ -95,8 +106,7 @@ class OrcLoader:
         return (epoch + 1, 0) if step >= self._epoch_limit() else (epoch, step)
 
     def _token(self, epoch: int, step: int) -> dict[str, Any]:
-        files = {"files": len(self.manifest.files), "rows": self.manifest.rows}
-        return {"epoch": epoch, "step": step, **self.order.to_dict(), **files, "fingerprint": self.manifest.fingerprint}
+        return {"epoch": epoch, "step": step, **self._identity}
 
     def commit(self, token: Mapping[str, Any]) -> None:
         """Note that the batch with this token, and all before it, are used up."""
@@ -108,11 +118,10 @@ class OrcLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at a saved place with the next iteration; DataError where files or order are no longer the same."""
-        expected = self._token(0, 0)
         differences = [
             f"{name} was {state.get(name)}, is {value}"
-            for name, value in expected.items()
-            if name not in ("epoch", "step") and state.get(name) != value
+            for name, value in self._identity.items()
+            if state.get(name) != value
         ]
         if differences:
             raise DataError(

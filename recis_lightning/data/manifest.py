@@ -47,7 +47,7 @@ class Manifest:
     def _first_stripes(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(len(file.stripe_rows) for file in self.files)], dtype=np.int64)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return int(self.stripe_rows.sum())
 

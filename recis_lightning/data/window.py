@@ -138,7 +138,9 @@ class _Packing:
             for index, column in enumerate(lists.columns):
                 source, has_bad_strings = to_list_buffers(batch.column(column.name), column)
                 lengths = lists.add(index, source, batch, rows)
-                if has_bad_strings or (column.layout == "optional_list" and (lengths > 1).any()):
+                if has_bad_strings:
+                    self._note_fault(batch, rows, column, certain=False)
+                if column.layout == "optional_list" and (lengths[rows.places] > 1).any():
                     self._note_fault(batch, rows, column)
 
     def _place(
@@ -147,7 +149,9 @@ class _Packing:
         to_column = to_buffers if column.layout == "scalar" else to_list_buffers
         source, has_bad_strings = to_column(batch.column(column.name), column)
         scan = self._pack.place_singles(source, rows.rows, rows.places, target, present, column.default)
-        if has_bad_strings or scan.unfit or scan.long:
+        if has_bad_strings:
+            self._note_fault(batch, rows, column, certain=False)
+        if scan.unfit or scan.long:
             self._note_fault(batch, rows, column)
         return scan.missing
 
@@ -174,8 +178,8 @@ class _Packing:
         if self._problem is None or place < self._problem.place:
             self._problem = Problem(place, error)
 
-    def _note_fault(self, batch: pa.RecordBatch, rows: _Rows, column: Column) -> None:
-        """Look for the first row with a fault the slow way, if there is one among these rows."""
+    def _note_fault(self, batch: pa.RecordBatch, rows: _Rows, column: Column, certain: bool = True) -> None:
+        """Look for the first row with a fault, the slow way; not ``certain`` where only other rows may have one."""
         array = batch.column(column.name)
         for row, place in zip(rows.rows.tolist(), rows.places.tolist(), strict=True):
             fault = find_fault(array[row].as_py(), column, self._selection)
@@ -183,6 +187,8 @@ class _Packing:
                 everywhere = " (as in all rows of this stripe)" if array.null_count == len(array) else ""
                 self._note_row(rows.piece, row, place, column, fault.replace("is missing", f"is missing{everywhere}"))
                 return
+        if certain:
+            raise AssertionError(f"column '{column.name}' has a fault that is not found")
 
     def _note_row(self, piece: Piece, row: int, place: int, column: Column, fault: str) -> None:
         where = self._manifest.describe_row(piece.stripe, row)

@@ -1,6 +1,8 @@
 """What a loader delivers, against the plan's definition: content, order, resume, threads, ranks."""
 
 import gc
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,28 @@ def test_an_abandoned_iterator_ends_its_threads(tmp_path: Path) -> None:
     del iterator
     gc.collect()
     assert threading.active_count() == before
+
+
+def test_a_process_that_ends_in_the_middle_of_an_epoch_ends_by_itself(tmp_path: Path) -> None:
+    write_files(tmp_path, [[60] * 20])
+    script = f"""
+from recis_lightning.data.columns import Selection
+from recis_lightning.data.loader import OrcLoader
+from recis_lightning.data.manifest import read_manifest
+from recis_lightning.data.plan import Order
+from recis_lightning.schema import Schema
+selection = Selection.of(Schema.from_dict({SCHEMA.to_dict()!r}))
+batches = iter(OrcLoader(read_manifest({str(tmp_path)!r})[0], selection, Order(batch_size=8), prefetch=1))
+print(next(batches).size)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "8\n", "")
+
+
+@pytest.mark.parametrize("option", ["read_threads", "prefetch"])
+def test_options_below_one_are_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is 0, need at least 1"):
+        make_loader(write_files(tmp_path, [[6]]), Order(batch_size=8), **{option: 0})
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def fault_of(tmp_path: Path, values: pa.Array, **column: Any) -> str:
     [
         ({"dtype": "int8"}, pa.array([1, -2], pa.int8()), [1, -2]),
         ({"dtype": "int16"}, pa.array([1, -2], pa.int16()), [1, -2]),
-        ({"dtype": "int32", "default": 7}, pa.array([1, None], pa.int32()), [1, 7]),
+        ({"dtype": "int32", "default": 0.5}, pa.array([1, None], pa.int32()), [1, 0.5]),
         ({"dtype": "int64"}, pa.array([2**24, -(2**24)]), [2.0**24, -(2.0**24)]),
         ({"dtype": "bool", "default": 0}, pa.array([True, False, None]), [1, 0, 0]),
         ({"dtype": "float64", "default": 0.5}, pa.array([1.5, None]), [1.5, 0.5]),
@@ -163,6 +163,11 @@ def test_repeated_reads_are_bit_equal_where_rows_are_null(tmp_path: Path) -> Non
             {"dtype": "string", "parse": "float32", "default": 0},
             pa.array(["1", None, "one"]),
             "column 'x', an input of feature 'x', holds 'one', which is no number (float32); mend it, or declare hash",
+        ),
+        (
+            {"dtype": "string", "parse": "float32"},
+            pa.array(["1", "1e39"]),
+            "column 'x', an input of feature 'x', holds 1e+39, which float32 can't stand for",
         ),
         (
             {"dtype": "string", "parse": "float32", "default": 0},

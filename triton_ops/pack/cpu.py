@@ -94,7 +94,7 @@ def place_singles(
     default: float | None,
 ) -> Scan:
     values = column.values
-    filler, limit = values.dtype.type(default or 0), _limit(values.dtype, target.dtype)
+    filler, limit = target.dtype.type(default or 0), _limit(values.dtype, target.dtype)
     marks = present if default is None else present[:0]
     if isinstance(column, ListColumn):
         return Scan(*_gather_optional(*column, rows, places, target, marks, filler, limit))
@@ -160,7 +160,7 @@ def place_lists(
     default: float | None,
 ) -> Scan:
     values, value_validity, offsets, validity = column
-    filler, limit = values.dtype.type(default or 0), _limit(values.dtype, target.dtype)
+    filler, limit = target.dtype.type(default or 0), _limit(values.dtype, target.dtype)
     if limit == np.inf and not len(value_validity):
         _gather_lists(values, offsets, validity, rows, places, target_offsets, target)
         return Scan(0, 0)

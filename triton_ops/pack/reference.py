@@ -52,9 +52,8 @@ def place_singles(
 ) -> Scan:
     values, is_missing, is_long = pick(column, rows)
     unfit = find_unfit(values, target.dtype) & ~is_missing
-    filled = np.where(is_missing, values.dtype.type(default or 0), values)
     with np.errstate(over="ignore", invalid="ignore"):  # reported as unfit
-        target[places] = filled.astype(target.dtype)
+        target[places] = np.where(is_missing, target.dtype.type(default or 0), values.astype(target.dtype))
     if len(present) and default is None:
         present[places] = ~is_missing
     return Scan(int(is_missing.sum()), int(unfit.sum()), int(is_long.sum()))

@@ -1,6 +1,16 @@
-"""The Lightning side: `RecModule`, the strategy `recis_sharded`, checkpoints, callbacks."""
+"""The Lightning side: `RecModule`, the strategy `recis_sharded`, checkpoints, callbacks.
+
+Importing this package makes `Trainer(strategy="recis_sharded")` known to Lightning, which finds strategies in its
+registry only; whoever has a `RecModule` to train has imported it.
+"""
+
+from lightning.pytorch.strategies import StrategyRegistry
 
 from recis_lightning.training.module import RecModule
 from recis_lightning.training.strategy import ShardedStrategy
 
 __all__ = ["RecModule", "ShardedStrategy"]
+
+StrategyRegistry.register(
+    "recis_sharded", ShardedStrategy, description="Hash-table embeddings, sharded over the ranks", override=True
+)

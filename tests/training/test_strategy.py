@@ -24,10 +24,11 @@ from tests.training.helpers import (
 )
 
 
-def test_plain_import_makes_the_strategy_known() -> None:
+def test_importing_the_package_is_light_and_its_training_makes_the_strategy_known() -> None:
     program = (
         "import sys, recis_lightning\n"
         "assert 'torch' not in sys.modules and 'lightning' not in sys.modules\n"
+        "import recis_lightning.training\n"
         "from lightning.pytorch import Trainer\n"
         "strategy = Trainer(strategy='recis_sharded', accelerator='cpu', devices=1, logger=False).strategy\n"
         "print(type(strategy).__module__, type(strategy).__name__)"

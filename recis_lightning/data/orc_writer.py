@@ -6,9 +6,8 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.orc
 
-STRIPE_BYTES = (
-    8 << 20
-)  # of encoded columns: small stripes read as fast as large ones and shuffle, shard and resume finer
+# Small stripes read as fast as large ones, and a loader holds whole ones, some for each stream that it shuffles.
+STRIPE_BYTES = 1 << 20  # of encoded columns: 16 k rows of the synthetic log
 
 
 class PartWriter:

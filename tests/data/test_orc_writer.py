@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.orc
 import pytest
@@ -26,6 +27,15 @@ def test_parts_are_filled_in_order_however_rows_arrive(tmp_path: Path, batches: 
 def test_parts_are_zstd(tmp_path: Path) -> None:
     (path,) = write(tmp_path, [[1, 2]], part_rows=4)
     assert pyarrow.orc.ORCFile(path).compression == "ZSTD"
+
+
+def test_stripes_are_small_beside_a_part(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with PartWriter(tmp_path, part_rows=1_000_000) as writer:
+        for _ in range(10):
+            writer.write(pa.table({"x": rng.integers(-(2**63), 2**63 - 1, 100_000)}))
+    # 8 MB of values, in stripes of about 1 MB.
+    assert 6 <= pyarrow.orc.ORCFile(writer.paths[0]).nstripes <= 10
 
 
 def test_a_folder_with_orc_files_is_refused_and_left_alone(tmp_path: Path) -> None:

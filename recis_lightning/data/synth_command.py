@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from recis_lightning.data.errors import DataError
 from recis_lightning.data.synthetic import write_click_log
 from recis_lightning.data.synthetic_schema import synthesize
 from recis_lightning.data.truth import Reachable
@@ -33,8 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write what the arguments ask for and print what was written; ValueError or OSError where that can't be."""
-    console = Console()
+    """Write what the arguments ask for and print what was written; DataError or SchemaError where that can't be."""
+    try:
+        _write(args, Console())
+    except (FileExistsError, FileNotFoundError) as error:
+        raise DataError(str(error)) from error
+    return 0
+
+
+def _write(args: argparse.Namespace, console: Console) -> None:
     rows = args.rows if args.rows is not None else SCHEMA_ROWS if args.schema else LOG_ROWS
     validation_rows = args.validation_rows if args.validation_rows is not None else max(1, rows // 10)
     if args.schema is None:
@@ -44,14 +52,13 @@ def run(args: argparse.Namespace) -> int:
             )
         console.print(_describe_files(args.out))
         console.print(describe_best(best))
-        return 0
+        return
     schema = read_schema(args.schema)
     sizes = {"train": rows, "valid": validation_rows, "test": validation_rows}
     with progress(console, f"writing {args.out}", sum(sizes.values())) as on_rows:
         for split, (name, count) in enumerate(sizes.items()):
             synthesize(schema, args.out / name, count, args.seed, split=split, on_rows=on_rows)
     console.print(_describe_files(args.out))
-    return 0
 
 
 def read_schema(path: Path) -> Schema:
@@ -63,7 +70,7 @@ def read_schema(path: Path) -> Schema:
     if isinstance(settings, str):  # a recipe that names a schema's file
         return read_schema(Path(settings))
     if not isinstance(settings, dict) or "columns" not in settings:
-        raise ValueError(
+        raise DataError(
             f"{path} holds no schema; give a recipe with data.schema, or a file with columns, features, ..."
         )
     return Schema.from_dict(settings)

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recis_lightning.data.errors import DataError
 from recis_lightning.data.orc_writer import PartWriter
 from recis_lightning.data.truth import Reachable, measure_best_reachable
 
@@ -278,7 +279,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.rows < DAYS or self.validation_rows < 1 or self.seed < 0:
-            raise ValueError(
+            raise DataError(
                 f"rows {self.rows}, validation_rows {self.validation_rows}, seed {self.seed}; "
                 f"need at least {DAYS} rows (one a day), one validation row and a seed from 0 on"
             )

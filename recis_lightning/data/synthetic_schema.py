@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from recis_lightning.data.errors import DataError
 from recis_lightning.data.orc_writer import PartWriter
 from recis_lightning.data.synthetic import ZIPF_EXPONENT, sigmoid, to_ids
 from recis_lightning.schema import Column, Schema
@@ -60,7 +61,7 @@ def synthesize(
     files already.
     """
     if rows < 1 or parts < 1:
-        raise ValueError(f"rows is {rows}, parts is {parts}; need at least one of each")
+        raise DataError(f"rows is {rows}, parts is {parts}; need at least one of each")
     with PartWriter(out_dir, part_rows=-(-rows // parts)) as writer:
         for block, start in enumerate(range(0, rows, BLOCK_ROWS)):
             count = min(BLOCK_ROWS, rows - start)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from recis_lightning.data import synth_command
+from recis_lightning.data.errors import DataError
 from recis_lightning.data.truth import best_reachable
 from recis_lightning.schema import SchemaError
 
@@ -50,7 +51,7 @@ def test_with_a_schema_it_writes_three_splits_that_fit_it(tmp_path: Path, wrap: 
 def test_a_file_without_a_schema_is_named(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("trainer: {max_epochs: 1}\n")
-    with pytest.raises(ValueError, match=r"recipe\.yaml holds no schema"):
+    with pytest.raises(DataError, match=r"recipe\.yaml holds no schema"):
         run(tmp_path / "made", "--schema", recipe)
 
 
@@ -64,5 +65,10 @@ def test_mistakes_in_the_schema_are_told_before_anything_is_written(tmp_path: Pa
 
 def test_a_second_log_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     run(tmp_path, "--rows", 100)
-    with pytest.raises(FileExistsError, match="holds ORC files already"):
+    with pytest.raises(DataError, match="holds ORC files already"):
         run(tmp_path, "--rows", 100)
+
+
+def test_a_schema_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.yaml"):
+        run(tmp_path / "made", "--schema", tmp_path / "nowhere.yaml")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recis_lightning.data import synthetic
+from recis_lightning.data.errors import DataError
 from recis_lightning.data.synthetic import (
     ID_COLUMNS,
     NOUNS,
@@ -241,5 +242,5 @@ def test_progress_counts_every_row_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("wrong", [{"rows": 9}, {"validation_rows": 0}, {"seed": -1}])
 def test_sizes_that_make_no_log_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="need at least 10 rows"):
+    with pytest.raises(DataError, match="need at least 10 rows"):
         write_click_log(tmp_path, **wrong)

@@ -9,6 +9,7 @@ import pyarrow.orc
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from recis_lightning.data.errors import DataError
 from recis_lightning.data.synthetic_schema import ARROW_TYPES, synthesize
 from recis_lightning.schema import Schema
 
@@ -182,5 +183,5 @@ def test_rows_are_cut_into_the_parts_asked_for_over_many_blocks(
 
 
 def test_no_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rows is 0"):
+    with pytest.raises(DataError, match="rows is 0"):
         synthesize(Schema.from_dict(LEARNABLE), tmp_path, 0)

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="training rows; a tenth as many validate")
     parser.add_argument("--work", type=Path, default=ROOT, help="where data and runs go (default: the repository)")
     arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
     os.chdir(arguments.work)
     started = time.perf_counter()
     log = make_log(arguments.rows)
@@ -91,23 +92,19 @@ def make_log(rows: int) -> Path:
 def train(name: str, log: Path) -> Run:
     """Fit a recipe and score the validation rows with what it has learned."""
     command("fit", "--config", recipe(name))
-    folder = newest(Path("runs", name), "version_*")
-    checkpoint = newest(folder / "checkpoints", "last.ckpt")
+    folder = max(Path("runs", name).glob("version_*"), key=lambda path: path.stat().st_mtime)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
     module = RecModule.load_from_checkpoint(str(checkpoint))
     trainer = Trainer(strategy="recis_sharded", accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     # One process reads them in the order of the files, so that scores stand beside labels.
-    batches = trainer.predict(module, OrcDataModule(module.schema, predict=log / "valid"))
+    batches: Any = trainer.predict(module, OrcDataModule(module.schema, predict=log / "valid"))
     return Run(
         folder=folder,
         checkpoint=checkpoint,
         history=read_history(folder / "metrics.csv"),
         module=module,
-        probabilities=torch.cat([scores["ctr"] for scores in batches or []]).numpy(),
+        probabilities=torch.cat([scores["ctr"] for scores in batches]).numpy(),
     )
-
-
-def newest(folder: Path, pattern: str) -> Path:
-    return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
 
 
 def report(log: Path, floor: Run, ours: Run) -> None:
@@ -178,7 +175,7 @@ def describe_aucs(aucs: Mapping[str, Comparison]) -> Table:
 
 def describe_tables(tables: Mapping[str, DynamicTable]) -> Table:
     stats = {name: table.stats() for name, table in tables.items()}
-    sizes = {name: (int(of["ids"]), of["row_bytes"] + of["index_bytes"]) for name, of in stats.items()}
+    sizes = {name: (int(of["ids"]), int(of["row_bytes"] + of["index_bytes"])) for name, of in stats.items()}
     rows, used = map(sum, zip(*sizes.values(), strict=True))
     table = Table("table", title="Tables", show_footer=True)
     table.columns[0].footer = "all"

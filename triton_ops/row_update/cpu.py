@@ -26,6 +26,15 @@ def _prefetch_row(array: Any, row: Any) -> None:
         prefetch(array, begin + byte)
 
 
+@functools.partial(kernel, fastmath=frozenset({"reassoc"}))
+def _sum_of_squares(row: Any) -> Any:
+    # reassoc: summing in order takes four cycles a column, more than all the rest of the row.
+    total = row[0] * row[0]
+    for d in range(1, len(row)):
+        total += row[d] * row[d]
+    return total
+
+
 @functools.cache
 def sgd(D: int) -> Callable[..., None]:
     @kernel
@@ -63,14 +72,6 @@ def adagrad(D: int) -> Callable[..., None]:
 
 @functools.cache
 def rowwise_adagrad(D: int) -> Callable[..., None]:
-    @functools.partial(kernel, fastmath=frozenset({"reassoc"}))
-    def sum_of_squares(grads: Any, u: Any) -> Any:
-        # reassoc: summing in order takes four cycles a column, more than all the rest of the row.
-        total = grads[u, 0] * grads[u, 0]
-        for d in range(1, D):
-            total += grads[u, d] * grads[u, d]
-        return total
-
     @kernel
     def update(weight: Any, state: Any, rows: Any, grads: Any, granule_table: Any, hyper: Any) -> None:
         columns = grads.dtype.type(D)
@@ -81,7 +82,7 @@ def rowwise_adagrad(D: int) -> Callable[..., None]:
             row = rows[u]
             table = granule_table[row // GRANULE]
             lr, eps = hyper[table, 0], hyper[table, 1]
-            total = state[row, 0] + sum_of_squares(grads, u) / columns
+            total = state[row, 0] + _sum_of_squares(grads[u]) / columns
             state[row, 0] = total
             denominator = np.sqrt(total) + eps
             for d in range(D):

@@ -28,5 +28,7 @@ def clip_grad_norm(optimizer: CompositeOptimizer, max_norm: float) -> Tensor:
 
 def clip_grad_value(optimizer: CompositeOptimizer, clip_value: float) -> None:
     """Limit each element of all gradients to [-clip_value, clip_value], those of a row summed up first."""
-    clip_grad_value_(_dense_parameters(optimizer), clip_value)
+    parameters = _dense_parameters(optimizer)
+    if parameters:  # torch takes no empty list here
+        clip_grad_value_(parameters, clip_value)
     optimizer.sparse.clamp_grads(clip_value)

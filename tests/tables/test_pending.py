@@ -1,0 +1,60 @@
+"""Gradients that wait: summed by row, copied with their group, and counted apart from lookups."""
+
+import copy
+
+import torch
+
+from recis_lightning.schema import Table
+from recis_lightning.tables import PendingGrad, TableGroup
+from triton_ops.group_by_row import LAST_TICK
+from triton_ops.row_layout import COUNT
+
+
+def make_group() -> TableGroup:
+    group = TableGroup([Table(name=name, dim=1) for name in ("a", "b")], max_rows=1000)
+    group.lookup(torch.tensor([5, 6, 5]), torch.tensor([0, 2, 3]), torch.tensor([0, 1]), insert=True)
+    return group
+
+
+def leave(group: TableGroup, rows: list[int], grads: list[float], tables: set[int]) -> None:
+    group.pending.append(PendingGrad(torch.tensor(rows), torch.tensor(grads)[:, None], frozenset(tables)))
+
+
+def test_gradients_of_one_row_are_summed_once() -> None:
+    group = make_group()
+    a5, a6, b5 = (int(table.find(torch.tensor([id_]))) for table, id_ in ((group[0], 5), (group[0], 6), (group[1], 5)))
+    leave(group, [a5], [1.0], {0})
+    leave(group, [b5, a5], [2.0, 3.0], {0, 1})
+    leave(group, [a6], [4.0], {0})
+    pending = group.coalesce()
+    assert pending is not None
+    assert pending.rows.tolist() == [a5, b5, a6]
+    assert pending.grads.tolist() == [[4.0], [2.0], [4.0]]
+    assert pending.tables == {0, 1}
+    assert group.coalesce() is pending
+    assert (group.meta[pending.rows, COUNT] == 0).all(), "summing gradients is no lookup"
+
+
+def test_nothing_pending_is_none() -> None:
+    assert make_group().coalesce() is None
+
+
+def test_a_copied_group_has_pending_gradients_of_its_own() -> None:
+    group = make_group()
+    leave(group, [64], [1.0], {0})
+    copied = copy.deepcopy(group)
+    copied.pending[0].grads.mul_(2)
+    assert group.pending[0].grads.tolist() == [[1.0]]
+    assert copied.pending[0].tables == {0}
+
+
+def test_ticks_begin_anew_when_they_run_out() -> None:
+    group = make_group()
+    rows_N = torch.tensor([64, 65, 64])
+    group.unique_rows(rows_N)
+    group._tick = LAST_TICK - 1
+    for _ in range(3):
+        rows_U, inverse_N = group.unique_rows(rows_N)
+        assert rows_U.tolist() == [64, 65]
+        assert inverse_N.tolist() == [0, 1, 0]
+    assert group._tick == 2

@@ -124,11 +124,10 @@ def _hash_strings(array: pa.Array, column: Column) -> pa.Array:
     assert array.offset == 0
     assert column.hash is not None
     validity, offsets, data = array.buffers()
-    if data is None or not len(array):
-        data = pa.py_buffer(b"\0")  # empty strings only
     if not len(array):
         return pa.array([], pa.int64())
-    hashes = hash_bytes(_as_tensor(data, pa.uint8()), _as_tensor(offsets, pa.int32())[: len(array) + 1], column.hash)
+    text = _as_tensor(data if data is not None else pa.py_buffer(b""), pa.uint8())
+    hashes = hash_bytes(text, _as_tensor(offsets, pa.int32())[: len(array) + 1], column.hash)
     return pa.Array.from_buffers(pa.int64(), len(array), [validity, pa.py_buffer(hashes.numpy())])
 
 

@@ -177,7 +177,8 @@ class OrcDataModule(LightningDataModule):
 
     def _evaluation_order(self, world_size: int) -> Order:
         """File order, each rank its own stretch of it; windows of one stripe, as there is nothing to shuffle."""
-        return Order(batch_size=self._order.batch_size, streams=world_size, window_rows=1, shuffle=False)
+        batch_size = -(-self._order.batch_size // world_size) * world_size
+        return Order(batch_size=batch_size, streams=world_size, window_rows=1, shuffle=False)
 
     def _place(self) -> tuple[int, int]:
         """Rank and world size among those that read different data."""

@@ -137,14 +137,13 @@ class _Batches(Iterator[Batch]):
 
     def __init__(self, start: Callable[[], Pipeline]) -> None:
         self._start: Callable[[], Pipeline] | None = start
-        self._end: weakref.finalize | None = None
+        self._pipeline: Pipeline | None = None
 
     def __next__(self) -> Batch:
         if self._start is not None:
-            self._pipeline = self._start()
-            self._start = None
-            self._end = weakref.finalize(self, self._pipeline.close)
-        if self._end is None or not self._end.alive:
+            self._pipeline, self._start = self._start(), None
+            weakref.finalize(self, self._pipeline.cancel)
+        if self._pipeline is None:
             raise StopIteration
         try:
             batch = self._pipeline.take()
@@ -157,6 +156,6 @@ class _Batches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        self._start = None
-        if self._end is not None:
-            self._end()
+        pipeline, self._start, self._pipeline = self._pipeline, None, None
+        if pipeline is not None:
+            pipeline.close()

@@ -3,7 +3,7 @@
 The order is the plan's whatever the threads do: windows are asked for in the order of their first use, each is a
 function of its place in the plan alone, and one thread cuts the batches. Decoding takes longest by far, so its threads
 have nothing else to do, and wait for nothing. No thread holds a reference to the iterator, so that an abandoned one is
-collected, and closes its pipeline.
+collected, and cancels its pipeline.
 """
 
 import threading
@@ -99,12 +99,15 @@ class Pipeline:
         """The next batch, None behind the last; raises what went wrong in a thread at the batch it belongs to."""
         return self._batches.take()
 
-    def close(self) -> None:
-        """Stop all threads and wait for them: no longer than the stripes take that are being decoded."""
+    def cancel(self) -> None:
+        """Have all threads end soon. Waits for nothing, since the garbage collector may call it in any of them."""
         self._batches.cancel()
+
+    def close(self) -> None:
+        """End all threads and wait for them: no longer than the stripes take that are being decoded."""
+        self.cancel()
         self._end_pools(wait=False)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         try:

@@ -9,5 +9,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     yield
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith("recis-")]
-    assert not left
+    for thread in threading.enumerate():
+        if thread.name.startswith("recis-"):
+            thread.join(timeout=60)  # an abandoned iterator only tells its threads to end
+            assert not thread.is_alive(), f"{thread.name} was left behind"

@@ -152,6 +152,41 @@ class Bucketize:
     boundaries: tuple[float, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank matrices trained beside frozen linear layers: weight + alpha / rank * B A (Hu et al. 2021), by peft."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    """Names of layers, as they end: [query, value]. All linear layers where none are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What a learning rate is multiplied by: rising over ``warmup_steps`` steps, then as ``decay`` says.
+
+    linear and cosine fall to ``floor`` at step ``total_steps`` and stay there: warmup_steps 10, total_steps 110, linear
+    gives 6/11 at step 5, 1 at 10, .5 at 60, 0 from 110 on.
+    """
+
+    warmup_steps: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    total_steps: int | None = None
+    floor: float = 0.0
+
+    def factor(self, step: int) -> float:
+        """The factor at optimizer step ``step``, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.decay == "constant" or self.total_steps is None:
+            return 1.0
+        done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
+        left = 1.0 - done if self.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.floor + (1.0 - self.floor) * left
+
+
 SparseOptimizer = Sgd | Adagrad | RowwiseAdagrad | Adam | AdamW
 Initializer = Constant | Uniform | Normal | TruncatedNormal
 Transform = Log1p | Clip | Modulo | Bucketize

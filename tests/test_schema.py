@@ -23,6 +23,7 @@ from recis_lightning.schema import (
     Modulo,
     Normal,
     RowwiseAdagrad,
+    Schedule,
     Schema,
     SchemaError,
     Sgd,
@@ -630,3 +631,19 @@ def test_did_you_mean_lists_what_there_is_where_nothing_is_close():
     assert did_you_mean("zzz", ["b", "a"]) == "; there are: a, b"
     assert did_you_mean("zzz", []) == "; there are none"
     assert did_you_mean("zzz", map(str, range(20))).endswith(", ...")
+
+
+# ------------------------------------------------------------------------------------------------------------ schedules
+
+
+@pytest.mark.parametrize(
+    ("decay", "factors"),
+    [
+        ("constant", {0: 1 / 11, 5: 6 / 11, 10: 1, 60: 1, 500: 1}),
+        ("linear", {0: 1 / 11, 5: 6 / 11, 10: 1, 60: 0.55, 110: 0.1, 500: 0.1}),
+        ("cosine", {10: 1, 35: 0.1 + 0.9 * 0.8535533905932737, 60: 0.55, 110: 0.1}),
+    ],
+)
+def test_a_schedule_rises_and_falls_as_declared(decay: Any, factors: dict[int, float]) -> None:
+    schedule = Schedule(warmup_steps=10, decay=decay, total_steps=110, floor=0.1)
+    assert {step: schedule.factor(step) for step in factors} == pytest.approx(factors)

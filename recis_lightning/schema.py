@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
+from recis_lightning import schema_towers
+from recis_lightning.schema_towers import Lora, Schedule, Tower
+
 
 class SchemaError(ValueError):
     """Every mistake found in a schema, one to a line."""
@@ -152,41 +155,6 @@ class Bucketize:
     boundaries: tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Low-rank matrices trained beside frozen linear layers: weight + alpha / rank * B A (Hu et al. 2021), by peft."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ()
-    """Names of layers, as they end: [query, value]. All linear layers where none are named."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """What a learning rate is multiplied by: rising over ``warmup_steps`` steps, then as ``decay`` says.
-
-    linear and cosine fall to ``floor`` at step ``total_steps`` and stay there: warmup_steps 10, total_steps 110, linear
-    gives 6/11 at step 5, 1 at 10, .5 at 60, 0 from 110 on.
-    """
-
-    warmup_steps: int = 0
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    total_steps: int | None = None
-    floor: float = 0.0
-
-    def factor(self, step: int) -> float:
-        """The factor at optimizer step ``step``, counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        if self.decay == "constant" or self.total_steps is None:
-            return 1.0
-        done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
-        left = 1.0 - done if self.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-        return self.floor + (1.0 - self.floor) * left
-
-
 SparseOptimizer = Sgd | Adagrad | RowwiseAdagrad | Adam | AdamW
 Initializer = Constant | Uniform | Normal | TruncatedNormal
 Transform = Log1p | Clip | Modulo | Bucketize
@@ -214,6 +182,10 @@ class Column:
     """How strings become signed 64-bit ids while reading: FarmHash Fingerprint64, or MurmurHash64A with seed 0."""
     parse: Literal["int64", "float32"] | None = None
     """Read strings as numbers; a string that is none is an error that names file and row."""
+    tokenizer: str | None = None
+    """Read strings as lists of token ids, by a tokenizer.json; a missing or empty string is an empty list."""
+    max_length: int | None = None
+    """Cut what the tokenizer gives to so many ids, special ones included."""
     default: float | int | None = None
     """Stands for a missing value. Without one a missing id is no id, and a missing dense value or label is an error."""
 
@@ -228,12 +200,19 @@ class Feature:
     """The column it reads; its own name where none is given."""
     table: str | None = None
     """The table its ids are looked up in; none for a dense feature."""
+    tower: str | None = None
+    """The tower that its token ids go through, in place of a table."""
     pooling: Pooling = "sum"
     """How the embeddings of a row's ids become one: sum, mean, sqrtn (sum / sqrt(count)); none keeps the sequence."""
     weights: str | None = None
     """A list column of float weights, one for each id."""
     transforms: tuple[Transform, ...] = ()
     """Applied in order: log1p, {kind: clip, low: 0, high: 9}, {kind: modulo, divisor: 1000}, {kind: bucketize, ...}."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is one number a row: looked up in no table, and for no tower."""
+        return self.table is None and self.tower is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,17 +387,28 @@ def _read_transforms(value: Any, where: str, problems: list[str]) -> tuple[Any, 
     return tuple(_read_kind(item, TRANSFORMS, f"{where}[{index}]", problems) for index, item in enumerate(value))
 
 
+def _read_model(value: Any, where: str, problems: list[str]) -> Any:
+    """The config of a model may hold numbers that YAML 1.1 takes for strings: layer_norm_eps: 1e-12."""
+    if isinstance(value, Mapping):
+        return {key: _read_value(item, float) if isinstance(item, str) else item for key, item in value.items()}
+    return value
+
+
 _NESTED: dict[tuple[type, str], Callable[[Any, str, list[str]], Any]] = {
     (Table, "initializer"): lambda value, where, problems: _read_kind(value, INITIALIZERS, where, problems),
     (Table, "optimizer"): lambda value, where, problems: _read_kind(value, OPTIMIZERS, where, problems),
     (Feature, "transforms"): _read_transforms,
+    (Tower, "model"): _read_model,
+    (Tower, "lora"): lambda value, where, problems: _read(Lora, value, where, problems),
+    (Tower, "schedule"): lambda value, where, problems: value and _read(Schedule, value, where, problems),
 }
 
 _SECTIONS: dict[str, tuple[type, tuple[str, ...]]] = {
     # section -> (class, the fields whose patterns run in step)
     "columns": (Column, ("name",)),
-    "features": (Feature, ("name", "column", "table", "weights")),
+    "features": (Feature, ("name", "column", "table", "tower", "weights")),
     "tables": (Table, ("name",)),
+    "towers": (Tower, ("name",)),
     "tasks": (Task, ("name", "label", "where", "sample_weight")),
 }
 
@@ -433,6 +423,7 @@ class Schema:
     columns: tuple[Column, ...]
     features: tuple[Feature, ...] = ()
     tables: tuple[Table, ...] = ()
+    towers: tuple[Tower, ...] = ()
     tasks: tuple[Task, ...] = ()
     _by_name: Mapping[str, Mapping[str, Any]] = field(init=False, repr=False, compare=False)
     _id_columns: frozenset[str] = field(init=False, repr=False, compare=False)
@@ -479,6 +470,9 @@ class Schema:
     def table(self, name: str) -> Table:
         return self._by_name["tables"][name]
 
+    def tower(self, name: str) -> Tower:
+        return self._by_name["towers"][name]
+
     def task(self, name: str) -> Task:
         return self._by_name["tasks"][name]
 
@@ -488,13 +482,29 @@ class Schema:
 
     @property
     def dense_features(self) -> tuple[Feature, ...]:
-        """Features without a table."""
-        return tuple(feature for feature in self.features if feature.table is None)
+        """Features without a table or tower: one number a row."""
+        return tuple(feature for feature in self.features if feature.is_dense)
 
     @property
     def embedded_features(self) -> tuple[Feature, ...]:
         """Features looked up in a table."""
         return tuple(feature for feature in self.features if feature.table is not None)
+
+    @property
+    def tower_features(self) -> tuple[Feature, ...]:
+        """Features whose token ids go through a tower."""
+        return tuple(feature for feature in self.features if feature.tower is not None)
+
+    @property
+    def vector_features(self) -> tuple[Feature, ...]:
+        """Features of which a network gets vectors: embedded ones and those of towers, in the order declared."""
+        return tuple(feature for feature in self.features if not feature.is_dense)
+
+    def width_of(self, feature: Feature) -> int:
+        """The width of a feature's vectors: its table's or its tower's dim; 1 for a dense one."""
+        if feature.tower is not None:
+            return self.tower(feature.tower).dim
+        return 1 if feature.table is None else self.table(feature.table).dim
 
     @property
     def input_columns(self) -> tuple[Column, ...]:
@@ -512,8 +522,8 @@ class Schema:
     def is_id_column(self, name: str) -> bool:
         """Whether a batch carries this column as ids (Ragged int64) rather than as dense float32 [B].
 
-        A column is read as ids where a feature with a table takes it as it is, or by a modulo, rather than by a
-        bucketize: integer columns of no such feature (labels, counts) are dense.
+        A column is read as ids where a feature with a table or tower takes it as it is, or by a modulo, rather than
+        by a bucketize: integer columns of no such feature (labels, counts) are dense.
         """
         return name in self._id_columns
 
@@ -530,7 +540,7 @@ def _to_plain(declaration: Any) -> Any:
 def _find_id_columns(features: Iterable[Feature]) -> frozenset[str]:
     def reads_ids(feature: Feature) -> bool:
         first = next((t for t in feature.transforms if isinstance(t, Modulo | Bucketize)), None)
-        return feature.table is not None and not isinstance(first, Bucketize)
+        return not feature.is_dense and not isinstance(first, Bucketize)
 
     return frozenset(feature.column or feature.name for feature in features if reads_ids(feature))
 
@@ -635,12 +645,12 @@ def _describe(annotation: Any) -> str:
 
 
 def _find_mistakes(sections: Mapping[str, _Section]) -> Iterator[str]:
-    columns, features, tables, tasks = (
+    columns, features, tables, towers, tasks = (
         [item for item in sections[name].declared.values() if item is not None] for name in _SECTIONS
     )
     # Floats read as ids are reported where that is declared, not at every other reader of their column.
     id_columns = _find_id_columns(features) - {column.name for column in columns if _carries_floats(column)}
-    looked_up = {feature.table for feature in features}
+    looked_up, read = {feature.table for feature in features}, {feature.tower for feature in features}
     all_features_read = sections["features"].complete and len(features) == len(sections["features"].declared)
     for column in columns:
         yield from _check_column(column, column.name in id_columns)
@@ -650,20 +660,33 @@ def _find_mistakes(sections: Mapping[str, _Section]) -> Iterator[str]:
         if table.name not in looked_up and all_features_read:
             yield f"table '{table.name}' is looked up by no feature; name it in one, or drop it"
         yield from _check_table(table)
+    for tower in towers:
+        if tower.name not in read and all_features_read:
+            yield f"tower '{tower.name}' is named by no feature; name it in one, or drop it"
+        yield from schema_towers.find_mistakes(tower)
     for task in tasks:
         yield from _check_task(task, sections["columns"], id_columns)
 
 
 def _check_column(column: Column, holds_ids: bool) -> Iterator[str]:
     where = f"column '{column.name}'"
-    if column.dtype != "string" and (column.hash or column.parse):
-        yield f"{where} is {column.dtype}; hash and parse are for strings"
-    if column.dtype == "string" and bool(column.hash) == bool(column.parse):
-        yield f"{where} is a string; say hash: farm (or murmur) to get ids, or parse: float32 (or int64) to get numbers"
+    ways = [name for name in ("hash", "parse", "tokenizer") if getattr(column, name) is not None]
+    if column.dtype != "string" and ways:
+        yield f"{where} is {column.dtype}; hash, parse and tokenizer are for strings"
+    if column.dtype == "string" and len(ways) != 1:
+        yield (
+            f"{where} is a string; say hash: farm (or murmur) to get ids, parse: float32 (or int64) to get numbers, "
+            "or tokenizer: <file> to get token ids"
+        )
+    if column.tokenizer is not None and column.layout != "scalar":
+        yield f"{where} is a list of strings; a tokenizer is for one string a row"
+    if column.max_length is not None and (column.tokenizer is None or column.max_length < 1):
+        yield f"{where}: max_length is {column.max_length}; it cuts what a tokenizer gives, to at least 1"
     if column.default is None:
         return
-    if column.hash:
-        yield f"{where} is hashed; a missing id is no id, so leave default out"
+    if column.hash or column.tokenizer:
+        is_read = "hashed" if column.hash else "tokenized"
+        yield f"{where} is {is_read}; a missing id is no id, so leave default out"
     elif holds_ids and not (isinstance(column.default, int) and -(2**63) <= column.default < 2**63):
         yield f"{where} holds ids, its default is {column.default!r}; give a 64-bit integer"
 
@@ -681,8 +704,13 @@ def _check_feature(feature: Feature, sections: Mapping[str, _Section], id_column
     if feature.table is not None and tables.lacks(feature.table):
         hint = did_you_mean(feature.table, tables.declared)
         yield f"{where} looks up table '{feature.table}', which is not declared{hint}"
+    if feature.tower is not None and sections["towers"].lacks(feature.tower):
+        hint = did_you_mean(feature.tower, sections["towers"].declared)
+        yield f"{where} goes through tower '{feature.tower}', which is not declared{hint}"
     column = columns.declared.get(name)
-    if column is not None:
+    if feature.tower is not None:
+        yield from _check_tower_feature(feature, column)
+    elif column is not None:
         yield from _check_transforms(feature, column)
         if feature.table is None:
             yield from _check_dense_feature(feature, column, id_columns)
@@ -699,8 +727,9 @@ def _check_transforms(feature: Feature, column: Column) -> Iterator[str]:
         yield from _check_options(step, transform)
         if isinstance(transform, Modulo) and floats:
             yield f"{step} works on ids, but gets floats from column '{column.name}'; put bucketize before it"
-        if isinstance(transform, Log1p | Clip | Bucketize) and column.hash:
-            yield f"{step} works on numbers, but column '{column.name}' is hashed to ids"
+        if isinstance(transform, Log1p | Clip | Bucketize) and (column.hash or column.tokenizer):
+            became = "hashed to" if column.hash else "tokenized to"
+            yield f"{step} works on numbers, but column '{column.name}' is {became} ids"
         floats = isinstance(transform, Log1p) or (floats and isinstance(transform, Clip))
     if feature.table is not None and floats:
         yield (
@@ -725,8 +754,9 @@ def _check_options(step: str, transform: Transform) -> Iterator[str]:
 
 def _check_dense_feature(feature: Feature, column: Column, id_columns: frozenset[str]) -> Iterator[str]:
     where = f"feature '{feature.name}'"
-    if column.hash:
-        yield f"{where} is dense, but column '{column.name}' is hashed to ids; name a table"
+    if column.hash or column.tokenizer:
+        became, need = ("hashed to", "table") if column.hash else ("tokenized to", "tower")
+        yield f"{where} is dense, but column '{column.name}' is {became} ids; name a {need}"
     if column.layout == "list":
         yield f"{where} is dense, but column '{column.name}' is a list; name a table, or declare layout: optional_list"
     if column.name in id_columns:
@@ -741,9 +771,27 @@ def _check_dense_feature(feature: Feature, column: Column, id_columns: frozenset
         yield f"{where} has pooling '{feature.pooling}' but no table; pooling is for embeddings"
 
 
+def _check_tower_feature(feature: Feature, column: Column | None) -> Iterator[str]:
+    where = f"feature '{feature.name}'"
+    if feature.table is not None:
+        yield f"{where} names table '{feature.table}' and tower '{feature.tower}'; declare a feature for each"
+    for option in ("weights", "transforms"):
+        if getattr(feature, option):
+            yield f"{where} goes through a tower and has {option}; they are for tables and numbers"
+    if feature.pooling != "sum":
+        yield f"{where} has pooling '{feature.pooling}' and a tower; the tower has a pooling of its own"
+    if column is None or column.tokenizer is not None:
+        return
+    if column.layout != "list" or column.hash or _carries_floats(column):
+        yield (
+            f"{where} goes through a tower, but column '{column.name}' holds no lists of token ids; "
+            "give it dtype: string and a tokenizer, or write lists of integers"
+        )
+
+
 def _check_weights(feature: Feature, column: Column | None, columns: _Section) -> Iterator[str]:
     where = f"feature '{feature.name}'"
-    if feature.table is None:
+    if feature.is_dense:
         yield f"{where} has weights but no table; weights are for pooling"
     assert feature.weights is not None
     if columns.lacks(feature.weights):
@@ -793,5 +841,6 @@ def _check_task(task: Task, columns: _Section, id_columns: frozenset[str]) -> It
             hint = did_you_mean(name, columns.declared)
             yield f"{where} takes its {option} from '{name}', which is not declared{hint}"
         column = columns.declared.get(name)
-        if column is not None and (column.hash or column.layout == "list" or name in id_columns):
+        holds_ids = column is not None and (column.hash or column.tokenizer or name in id_columns)
+        if column is not None and (holds_ids or column.layout == "list"):
             yield f"{where} takes its {option} from '{name}', which holds ids or lists; need one number a row"

@@ -23,7 +23,6 @@ from recis_lightning.schema import (
     Modulo,
     Normal,
     RowwiseAdagrad,
-    Schedule,
     Schema,
     SchemaError,
     Sgd,
@@ -250,7 +249,7 @@ def test_a_round_trip_gives_an_equal_schema(optimizer, initializer, dim, names):
 @pytest.mark.parametrize(
     ("mapping", "problem"),
     [
-        ([], "it is []; write a mapping with columns, features, tables, tasks"),
+        ([], "it is []; write a mapping with columns, features, tables, towers, tasks"),
         ({}, "section 'columns' is missing"),
         (settings(tasks="ctr"), "section 'tasks' is 'ctr'; write a list"),
         (settings(tasks=None), "section 'tasks' is None; write a list"),
@@ -376,9 +375,9 @@ def test_python_declarations_are_checked_as_yaml_is():
 @pytest.mark.parametrize(
     ("column", "problem"),
     [
-        ({"dtype": "int64", "hash": "farm"}, "column 'x' is int64; hash and parse are for strings"),
-        ({"dtype": "float32", "parse": "int64"}, "column 'x' is float32; hash and parse are for strings"),
-        ({"dtype": "string"}, "column 'x' is a string; say hash: farm (or murmur) to get ids, or parse: float32"),
+        ({"dtype": "int64", "hash": "farm"}, "column 'x' is int64; hash, parse and tokenizer are for strings"),
+        ({"dtype": "float32", "parse": "int64"}, "column 'x' is float32; hash, parse and tokenizer are for strings"),
+        ({"dtype": "string"}, "column 'x' is a string; say hash: farm (or murmur) to get ids, parse: float32"),
         ({"dtype": "string", "hash": "farm", "parse": "int64"}, "column 'x' is a string; say hash: farm (or murmur)"),
         (
             {"dtype": "string", "hash": "farm", "default": 3},
@@ -597,7 +596,7 @@ def test_one_message_holds_mistakes_of_reading_and_of_reference_alike():
         Schema.from_dict(mapping)
     assert str(caught.value).splitlines() == [
         "the schema has 11 problems:",
-        "  - unknown section 'extra'; there are: columns, features, tables, tasks",
+        "  - unknown section 'extra'; there are: columns, features, tables, tasks, towers",
         "  - column 'odd': unknown option 'dtpe'; did you mean 'dtype'?",
         "  - column 'odd': 'dtype' is missing",
         "  - feature 'c': unknown option 'poling'; did you mean 'pooling'?",
@@ -631,19 +630,3 @@ def test_did_you_mean_lists_what_there_is_where_nothing_is_close():
     assert did_you_mean("zzz", ["b", "a"]) == "; there are: a, b"
     assert did_you_mean("zzz", []) == "; there are none"
     assert did_you_mean("zzz", map(str, range(20))).endswith(", ...")
-
-
-# ------------------------------------------------------------------------------------------------------------ schedules
-
-
-@pytest.mark.parametrize(
-    ("decay", "factors"),
-    [
-        ("constant", {0: 1 / 11, 5: 6 / 11, 10: 1, 60: 1, 500: 1}),
-        ("linear", {0: 1 / 11, 5: 6 / 11, 10: 1, 60: 0.55, 110: 0.1, 500: 0.1}),
-        ("cosine", {10: 1, 35: 0.1 + 0.9 * 0.8535533905932737, 60: 0.55, 110: 0.1}),
-    ],
-)
-def test_a_schedule_rises_and_falls_as_declared(decay: Any, factors: dict[int, float]) -> None:
-    schedule = Schedule(warmup_steps=10, decay=decay, total_steps=110, floor=0.1)
-    assert {step: schedule.factor(step) for step in factors} == pytest.approx(factors)

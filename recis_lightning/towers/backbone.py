@@ -15,7 +15,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from recis_lightning.schema import Lora, did_you_mean
+from recis_lightning.schema import did_you_mean
+from recis_lightning.schema_towers import Lora
 from recis_lightning.towers.extra import import_llm
 
 # What a folder may keep weights in, and what it needs besides.

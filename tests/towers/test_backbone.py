@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from recis_lightning.schema import Lora
+from recis_lightning.schema_towers import Lora
 from recis_lightning.towers import extra
 from recis_lightning.towers.backbone import (
     add_lora,

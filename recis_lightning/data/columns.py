@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.tokens import tokenizer_of
 from recis_lightning.schema import Column, Schema
 from triton_ops.hash_bytes.op import hash_bytes
 from triton_ops.pack import types
@@ -53,7 +54,7 @@ class Selection:
             return tuple(
                 column
                 for column in columns
-                if (column.layout == "list" or column.name in as_lists) == lists
+                if (column.layout == "list" or column.tokenizer is not None or column.name in as_lists) == lists
                 and schema.is_id_column(column.name) == ids
             )
 
@@ -99,8 +100,10 @@ def to_buffers(array: pa.Array, column: Column) -> tuple[types.Column, bool]:
     return types.Column(_values(numbers), _validity(numbers)), has_bad_strings
 
 
-def to_list_buffers(array: pa.ListArray, column: Column) -> tuple[types.ListColumn, bool]:
-    """The buffers of an array of lists, and whether some hold strings that are no numbers (they become null)."""
+def to_list_buffers(array: pa.ListArray | pa.StringArray, column: Column) -> tuple[types.ListColumn, bool]:
+    """The buffers of an array of lists, or of texts to tokenize; and as `to_buffers` whether some are no numbers."""
+    if column.tokenizer is not None:
+        array = tokenizer_of(column).encode_array(array)
     array.validate()  # its offsets are followed without looking
     assert array.offset == 0
     offsets = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1)

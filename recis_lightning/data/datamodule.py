@@ -16,6 +16,7 @@ from recis_lightning.data.errors import DataError
 from recis_lightning.data.loader import OrcLoader
 from recis_lightning.data.manifest import Manifest, Paths, expand_variables, read_manifest
 from recis_lightning.data.plan import Order
+from recis_lightning.data.tokens import find_tokenizer_problems
 from recis_lightning.schema import Schema
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ class OrcDataModule(LightningDataModule):
 
     def _open(self, source: Source, paths: Paths) -> tuple[Manifest, list[str]]:
         manifest, problems = read_manifest(paths)
-        problems += find_mismatches(manifest, self._selection(source).columns)
+        columns = self._selection(source).columns
+        problems += [*find_mismatches(manifest, columns), *find_tokenizer_problems(columns)]
         if not manifest.files and not problems:
             problems.append(f"no file of {paths} has any row; write the data again, or name other files")
         return manifest, problems

@@ -6,7 +6,6 @@ S stripes of all files together
 import glob
 import hashlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import orc
 
 from recis_lightning.data.errors import DataError
+from recis_lightning.paths import expand_path
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -112,17 +112,10 @@ def find_files(paths: Paths) -> tuple[list[str], list[str]]:
 
 def expand_variables(path: str) -> str:
     """Put environment variables and ~ in: `${RECIS_DATA}/train` -> `data/train`; DataError where one is not set."""
-
-    def value_of(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise DataError(
-                f"path '{path}' needs the environment variable {name}, which is not set; export {name}=<folder>, "
-                "or write the folder into the path"
-            )
-        return os.environ[name]
-
-    return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value_of, path))
+    try:
+        return expand_path(path)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def _expand_entry(entry: str) -> list[str]:

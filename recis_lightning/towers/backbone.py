@@ -5,7 +5,6 @@ backbone = load_backbone({"model_type": "bert", "hidden_size": 64, "num_hidden_l
 """
 
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +14,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from recis_lightning.llm_extra import import_llm
+from recis_lightning.paths import expand_path
 from recis_lightning.schema import did_you_mean
 from recis_lightning.schema_towers import Lora
-from recis_lightning.towers.extra import import_llm
 
 # What a folder may keep weights in, and what it needs besides.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -57,11 +57,8 @@ def _load_pretrained(name: str, dtype: torch.dtype) -> nn.Module:
 
 def find_folder(name: str) -> Path | None:
     """The folder that ``name`` means, None for a name on the hub; ValueError where it lacks the files of a model."""
-    expanded = os.path.expanduser(os.path.expandvars(name))
+    expanded = expand_path(name)
     folder = Path(expanded)
-    if "$" in expanded:
-        variable = expanded.split("$", 1)[1].strip("{").split("/")[0].split("}")[0]
-        raise ValueError(f"model '{name}': the environment variable {variable} is not set")
     if not folder.is_dir():
         if expanded.startswith((".", "/")) or expanded.count("/") > 1:
             raise ValueError(f"model '{name}': there is no folder {folder}; give one with config.json and weights")
@@ -125,7 +122,7 @@ def vocabulary_size(backbone: nn.Module) -> int:
 
 def check_tokenizer(file: str | Path, vocabulary: int, where: str) -> None:
     """ValueError where a tokenizer's file gives tokens that the model has no embeddings for."""
-    tokenizer = import_llm("tokenizers").Tokenizer.from_file(str(file))
+    tokenizer = import_llm("tokenizers").Tokenizer.from_file(expand_path(str(file)))
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= vocabulary:
         raise ValueError(

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from recis_lightning import llm_extra
 from recis_lightning.schema_towers import Lora
-from recis_lightning.towers import extra
 from recis_lightning.towers.backbone import (
     add_lora,
     check_tokenizer,
@@ -82,7 +82,7 @@ def test_an_empty_folder_and_a_missing_one_are_told_apart(tmp_path: Path) -> Non
         load_backbone(str(tmp_path))
     with pytest.raises(ValueError, match="there is no folder"):
         load_backbone(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="variable NO_SUCH is not set"):
+    with pytest.raises(ValueError, match="variable NO_SUCH, which is not set"):
         load_backbone("${NO_SUCH}/model")
 
 
@@ -137,9 +137,9 @@ def test_a_package_that_is_broken_is_not_called_missing(monkeypatch: pytest.Monk
     def fail(name: str, *rest: Any) -> Any:
         raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
 
-    monkeypatch.setattr(extra.importlib, "import_module", fail)
+    monkeypatch.setattr(llm_extra.importlib, "import_module", fail)
     with pytest.raises(ModuleNotFoundError, match="numpy"):
-        extra.import_llm("peft")
+        llm_extra.import_llm("peft")
 
 
 # ----------------------------------------------------------------------------------------------------------------- LoRA

@@ -23,13 +23,16 @@ LAYERS = {
     "recis_lightning.models": 4,
     "recis_lightning.tables": 4,
     "recis_lightning.towers": 4,
+    "recis_lightning.llm_extra": 5,
+    "recis_lightning.paths": 5,
     "recis_lightning.ragged": 5,
     "recis_lightning.schema": 5,
+    "recis_lightning.schema_towers": 6,
     "triton_ops": 6,
 }
 WITHIN_A_LAYER = {("recis_lightning.models", "recis_lightning.towers")}
 NEEDED_BY_KERNELS = {"torch", "numpy", "numba", "llvmlite", "triton", "triton_ops"}
-USED_LAZILY = ("triton", "wandb", "jsonargparse", "transformers")
+USED_LAZILY = ("triton", "wandb", "jsonargparse", "transformers", "peft", "tokenizers")
 
 
 def module_files() -> dict[str, Path]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.orc_writer import PartWriter
-from recis_lightning.data.synthetic import ZIPF_EXPONENT, sigmoid, to_ids
+from recis_lightning.data.synthetic import NOUNS, SCALES, ZIPF_EXPONENT, sigmoid, to_ids
 from recis_lightning.schema import Column, Schema
 
 Values = NDArray[Any]
@@ -31,6 +31,7 @@ BLOCK_ROWS = 1 << 14
 VOCABULARY = 1_000  # values of an id column, zipf over them
 LARGEST = {"int8": 100, "bool": 1}  # the wider types hold all that is drawn
 MISSING = 0.1  # of the values that may be missing
+TOKENS = 100  # ids of a token-id column, where the schema does not tell its model's vocabulary
 LONGEST = 8  # list
 ARROW_TYPES = {
     "int8": pa.int8(),
@@ -162,14 +163,33 @@ def _draw_ids(schema: Schema, column: Column, count: int, seed: int, rng: np.ran
     tables = [f.table for f in schema.embedded_features if schema.column_of(f).name == column.name]
     name = tables[0] if tables and tables[0] else column.name
     key = zlib.crc32(name.encode())
-    size = min(VOCABULARY, LARGEST.get(column.dtype, VOCABULARY) + 1)
+    size = min(VOCABULARY, LARGEST.get(column.dtype, VOCABULARY) + 1, _smallest_vocabulary(schema, column))
     cumulated_V = np.cumsum(np.arange(1.0, size + 1) ** -ZIPF_EXPONENT)
     ranks_N = np.searchsorted(cumulated_V, rng.random(count) * cumulated_V[-1], side="right")
     signal_N = np.random.default_rng([seed, key]).standard_normal(size)[ranks_N]
+    if column.tokenizer:
+        return _write_texts(size, key)[ranks_N], signal_N
+    if any(schema.column_of(feature).name == column.name for feature in schema.tower_features):
+        return _as_stored(column, ranks_N), signal_N  # token ids: small, or no model has embeddings for them
     if column.hash:
         return np.array([f"{name}-{rank}" for rank in ranks_N.tolist()], object), signal_N
     wide = column.dtype == "int64" or column.parse == "int64"
     return _as_stored(column, to_ids(key & 0xFFFF, ranks_N, seed) if wide else ranks_N), signal_N
+
+
+def _smallest_vocabulary(schema: Schema, column: Column) -> int:
+    """Below which token ids are known to all models that read them; texts may be any number."""
+    names = {f.tower for f in schema.tower_features if schema.column_of(f).name == column.name and not column.tokenizer}
+    models = [tower.model for tower in schema.towers if tower.name in names]
+    sizes = [model.get("vocab_size", TOKENS) if isinstance(model, dict) else TOKENS for model in models]
+    return min(sizes, default=VOCABULARY)
+
+
+def _write_texts(count: int, key: int) -> Values:
+    """As many texts of a few words: `superb tiny vintage camera`."""
+    rng = np.random.default_rng([key, count])
+    words = [np.array(scale)[rng.integers(len(scale), size=count)] for scale in (*SCALES[:3], NOUNS)]
+    return np.array([" ".join(text) for text in zip(*words, strict=True)], object)
 
 
 def _as_stored(column: Column, numbers_N: Values) -> Values:

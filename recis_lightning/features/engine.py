@@ -20,8 +20,8 @@ class FeatureEngine(nn.Module):
     """Run the transforms a schema declares: column c1 of ids [[12], []] with modulo 10 -> feature c1 [[2], []].
 
     Takes a batch by column name: id columns as Ragged int64, lists of numbers as Ragged float32, all others as float32
-    [B]. Gives by feature name: for embedded features Ragged ids int64, with weights where they are declared; for dense
-    features float32 [B, 1]. What needs no transform is passed on without a copy.
+    [B]. Gives by feature name: for features of tables and towers Ragged ids int64, with weights where they are
+    declared; for dense features float32 [B, 1]. What needs no transform is passed on without a copy.
 
     Raises ValueError where the batch does not fit the schema, and where a transform has no result for a value: it
     names feature, transform, column and row.
@@ -77,7 +77,7 @@ class FeatureEngine(nn.Module):
         )
 
     def _finish(self, feature: Feature, values: Tensor, columns: Mapping[str, Tensor | Ragged]) -> Tensor | Ragged:
-        if feature.table is None:
+        if feature.is_dense:
             return values[:, None]
         entry = columns[self.column_of[feature.name]]
         if not isinstance(entry, Ragged):  # a number a row, bucketized: one id a row

@@ -15,18 +15,17 @@ Inputs = Mapping[str, Tensor | Ragged]
 
 
 def pooled_widths(schema: Schema, model: str) -> dict[str, int]:
-    """The embedding width of each embedded feature, by name. ValueError where one keeps its sequence."""
-    sequences = [feature.name for feature in schema.embedded_features if feature.pooling == "none"]
+    """The width of each feature that comes as a vector, from a table or a tower, by name.
+
+    ValueError where one keeps its sequence.
+    """
+    sequences = [feature.name for feature in schema.vector_features if feature.pooling == "none"]
     if sequences:
         raise ValueError(
             f"{model} takes one vector a row, but {_quote(sequences)} keep their sequences (pooling: none); "
             "pool them by sum, mean or sqrtn, or choose a model that reads sequences"
         )
-    return {
-        feature.name: schema.table(feature.table).dim
-        for feature in schema.embedded_features
-        if feature.table is not None
-    }
+    return {feature.name: schema.width_of(feature) for feature in schema.vector_features}
 
 
 def shared_width(widths: Mapping[str, int], model: str) -> int:

@@ -185,3 +185,26 @@ def test_rows_are_cut_into_the_parts_asked_for_over_many_blocks(
 def test_no_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="rows is 0"):
         synthesize(Schema.from_dict(LEARNABLE), tmp_path, 0)
+
+
+def test_texts_and_token_ids_are_made_for_towers(tmp_path: Path) -> None:
+    settings = {
+        "columns": [
+            {"name": "title", "dtype": "string", "tokenizer": "any.json"},
+            {"name": "{few,many}", "dtype": "int64", "layout": "list"},
+        ],
+        "features": [{"name": "title", "tower": "a"}, {"name": "few", "tower": "b"}, {"name": "many", "tower": "c"}],
+        "towers": [
+            {"name": "a", "dim": 4, "model": "some/model"},
+            {"name": "b", "dim": 4, "model": {"model_type": "bert", "vocab_size": 30}},
+            {"name": "c", "dim": 4, "model": "some/model"},
+        ],
+    }
+    table = make(tmp_path, settings)
+    texts = [text for text in table["title"].to_pylist() if text is not None]
+    assert 15 < len(table) - len(texts) < 80
+    assert len(set(texts)) > 20
+    assert all(len(text.split()) == 4 for text in texts)
+    largest = [pa.compute.max(table[name].combine_chunks().flatten()).as_py() for name in ("few", "many")]
+    assert 20 < largest[0] < 30
+    assert 60 < largest[1] < 100

@@ -13,7 +13,7 @@ from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema
 
 
-def make_engine(*features: dict[str, Any]) -> FeatureEngine:
+def make_engine(*features: dict[str, Any], towers: list[dict[str, Any]] | None = None) -> FeatureEngine:
     tables = {feature["table"]: {"name": feature["table"], "dim": 2} for feature in features if "table" in feature}
     columns = [
         {"name": "id{1..3}", "dtype": "int64"},
@@ -21,9 +21,8 @@ def make_engine(*features: dict[str, Any]) -> FeatureEngine:
         {"name": "words", "dtype": "int64", "layout": "list"},
         {"name": "{weights,prices}", "dtype": "float32", "layout": "list"},
     ]
-    return FeatureEngine(
-        Schema.from_dict({"columns": columns, "tables": list(tables.values()), "features": list(features)})
-    )
+    declared = {"columns": columns, "tables": list(tables.values()), "towers": towers or [], "features": list(features)}
+    return FeatureEngine(Schema.from_dict(declared))
 
 
 def batch() -> Batch:
@@ -61,6 +60,12 @@ def test_features_are_named_apart_from_their_columns():
     )
     assert list(features) == ["a", "b"]
     assert features["b"].to_lists() == [[12], [], [-1]]
+
+
+def test_token_ids_of_a_tower_are_passed_on_as_they_are():
+    text = {"name": "text", "dim": 2, "model": {"model_type": "bert"}}
+    features = make_engine({"name": "words", "tower": "text"}, towers=[text])(batch())
+    assert features["words"].to_lists() == [[1, 22], [], [333]]
 
 
 def test_modulo_reads_ids_as_unsigned_and_keeps_rows():

@@ -84,6 +84,19 @@ def test_a_model_compiles_as_one_graph(model_class, schema):
 
 
 @pytest.mark.parametrize("model_class", [DLRM, DeepFM])
+def test_the_vectors_of_a_tower_are_taken_as_embeddings_are(model_class, schema):
+    settings = schema.to_dict()
+    settings["columns"].append({"name": "words", "dtype": "int64", "layout": "list"})
+    settings["features"].append({"name": "words", "tower": "text"})
+    settings["towers"].append({"name": "text", "dim": 4, "model": {"model_type": "bert"}})
+    inputs = make_inputs(schema, dtype=torch.float32)
+    model = model_class(Schema.from_dict(settings))
+    words = torch.randn(5, 4, requires_grad=True)
+    model(inputs | {"words": words})["ctr"].sum().backward()
+    assert words.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("model_class", [DLRM, DeepFM])
 def test_sequences_are_refused_when_the_model_is_built(model_class):
     schema = make_schema({"history": 4, "c": 4}, pooling="none")
     with pytest.raises(

@@ -10,9 +10,11 @@ R rows of token ids, U distinct ones that are not empty, H width of the model, D
 """
 
 import json
+import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -261,8 +263,12 @@ class TextTower(nn.Module):
         if not trained or (self.lr is None and self.schedule is None):
             return []
         own = {} if self.lr is None else {"lr": self.lr}
-        schedule = {} if self.schedule is None else {"schedule": self.schedule}
-        return [{"params": trained, "name": f"tower/{self.name}", **own, **schedule}]
+        return [{"params": trained, "name": self.group_name, **own}]
+
+    @property
+    def group_name(self) -> str:
+        """What the group of `parameter_groups` is called, and the learning rate in a log."""
+        return f"tower/{self.name}"
 
     # ------------------------------------------------------------------------------------------------------ checkpoints
 
@@ -286,7 +292,17 @@ class TextTower(nn.Module):
         if self.train_mode != "lora":
             raise ValueError(f"tower '{self.name}' has no LoRA weights: train is {self.train_mode}")
         backbone: Any = self.backbone
-        backbone.save_pretrained(folder)
+        # Embeddings are never trained beside LoRA; to find that out peft would ask the hub.
+        backbone.save_pretrained(folder, save_embedding_layers=False)
+
+    def adapter_files(self) -> dict[str, bytes]:
+        """What `save_adapter` writes, by file name; nothing without LoRA."""
+        if self.train_mode != "lora":
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_adapter(folder)
+            names = ("adapter_config.json", "adapter_model.safetensors")
+            return {name: Path(folder, name).read_bytes() for name in names}
 
 
 def pool(hidden_CLH: Tensor, mask_CL: Tensor, pooling: Pooling) -> Tensor:

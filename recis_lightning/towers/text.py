@@ -32,7 +32,7 @@ Pooling = Literal["cls", "mean", "last"]
 
 @dataclass
 class TowerStatistics:
-    """What a tower has been given, and what it had to compute, since it was made."""
+    """What a tower has been given, and what it had to compute."""
 
     rows: int = 0
     """Rows that were not empty."""
@@ -155,6 +155,11 @@ class TextTower(nn.Module):
             return self.projection.weight.new_zeros(1, self.projection.in_features)
         token, offsets = torch.zeros(1, dtype=torch.int64, device=device), torch.tensor([0, 1], device=device)
         return self._compute(Ragged(token, offsets), [1])
+
+    def take_statistics(self) -> TowerStatistics:
+        """What was counted since this was last called."""
+        taken, self.statistics = self.statistics, TowerStatistics()
+        return taken
 
     # --------------------------------------------------------------------------------------------- the model's vectors
 

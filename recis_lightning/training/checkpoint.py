@@ -6,6 +6,8 @@
     x.ckpt/tables/<name>/0000-4096.safetensors
                                            rows of virtual shards [0, 4096), in their order: ids, weight, last_step,
                                            count, slot.<name> of the optimizer, shard_offsets: where each shard starts
+    x.ckpt/towers/<name>/adapter_model.safetensors
+                                           LoRA weights of a tower once more, and adapter_config.json: what peft reads
     x.ckpt/trainer.pt                      the rest: loops with the loader's position, optimizer, schedulers,
                                            callbacks, random state; loads with weights_only=True
 
@@ -43,7 +45,11 @@ READER = "recis_lightning.reader"  # where a loaded checkpoint carries its direc
 
 
 def save_checkpoint(
-    checkpoint: dict[str, Any], path: str, tables: Mapping[str, DynamicTable], part_bytes: int = PART_BYTES
+    checkpoint: dict[str, Any],
+    path: str,
+    tables: Mapping[str, DynamicTable],
+    part_bytes: int = PART_BYTES,
+    files: Mapping[str, bytes] | None = None,  # to lie beside the others, by their names in the directory
 ) -> None:
     """Write Lightning's ``checkpoint`` and the rows of ``tables`` into the directory ``path``, whole or not at all."""
     rest = dict(checkpoint)
@@ -65,6 +71,8 @@ def save_checkpoint(
     writer = DirectoryWriter(path)
     writer.add("dense.safetensors", safetensors.torch.save(dense))
     writer.add("trainer.pt", trainer.getbuffer())
+    for name, data in (files or {}).items():
+        writer.add(name, data)
     saved_tables = {
         name: _describe(table) | {"parts": _save_table(writer, table, with_optimizer, part_bytes)}
         for name, table in tables.items()

@@ -23,6 +23,7 @@ from recis_lightning.optim import CompositeOptimizer, SparseOptimizer, clip_grad
 from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema, did_you_mean
 from recis_lightning.tables import DynamicTable
+from recis_lightning.towers.collection import TowerCollection
 from recis_lightning.training.callbacks import (
     CommitLoader,
     RunRecord,
@@ -42,6 +43,7 @@ from recis_lightning.training.objectives import (
     targets_of,
 )
 from recis_lightning.training.strategy import ShardedStrategy
+from recis_lightning.training.towers import TowerReport, TowerSchedules, parameter_groups, schedules_of
 from triton_ops.index import SHARDS
 
 STAGES = ("val", "test")
@@ -81,10 +83,13 @@ class RecModule(LightningModule):
         self.save_hyperparameters({name: describe(factory) for name, factory in factories.items()} | {"seed": seed})
         self.features = FeatureEngine(schema)
         self.embedding = EmbeddingCollection(schema, seed=seed)
+        self.towers = TowerCollection(schema)
         self.network = network(schema)
         self.metrics = nn.ModuleDict({stage: nn.ModuleList(map(TaskMetrics, schema.tasks)) for stage in STAGES})
         self._rows = 1
         self._callbacks = [CommitLoader(), TableStatistics(), Throughput(), RunRecord(), SaveOnInterrupt()]
+        if schema.towers:
+            self._callbacks.insert(1, TowerReport())
 
     @property
     def tables(self) -> Mapping[str, DynamicTable]:
@@ -96,7 +101,7 @@ class RecModule(LightningModule):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The logits [B] of each task."""
         inputs = self.features(batch)
-        inputs = {**inputs, **self.embedding(inputs)}
+        inputs = {**inputs, **self.embedding(inputs), **self.towers(inputs)}
         # In the dtype of the parameters: rows are float32 or float64 as declared, whatever the precision of the rest.
         dtype = cast(torch.dtype, self.dtype)
         outputs = self.network({name: _to_dtype(value, dtype) for name, value in inputs.items()})
@@ -208,15 +213,18 @@ class RecModule(LightningModule):
     # ------------------------------------------------------------------------------------------------- optimisation
 
     def configure_optimizers(self) -> Any:
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        dense = self.dense_optimizer(parameters) if parameters else None
+        groups: Any = parameter_groups(self, self.towers)  # an optimizer takes parameters or groups of them
+        dense = self.dense_optimizer(groups) if groups else None
         optimizer = CompositeOptimizer(dense, SparseOptimizer(self.embedding.groups))
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            return [optimizer], [{"scheduler": scheduler, "monitor": getattr(scheduler, "monitor", "val/loss")}]
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        schedulers: list[dict[str, Any]] = []
+        if self.lr_scheduler is not None:
+            scheduler = self.lr_scheduler(optimizer)
+            is_plateau = isinstance(scheduler, ReduceLROnPlateau)
+            when = {"monitor": getattr(scheduler, "monitor", "val/loss")} if is_plateau else {"interval": "step"}
+            schedulers.append({"scheduler": scheduler, **when})
+        if schedules := schedules_of(self.towers):
+            schedulers.append({"scheduler": TowerSchedules(optimizer, schedules), "interval": "step"})
+        return [optimizer], schedulers
 
     def configure_gradient_clipping(
         self,
@@ -254,6 +262,11 @@ class RecModule(LightningModule):
             options["batch_size"] = self._rows
         super().log(*args, **options)
 
+    def checkpoint_files(self) -> dict[str, bytes]:
+        """What a checkpoint holds for others to read: the LoRA weights of towers, as peft writes them."""
+        files = {tower.name: tower.adapter_files() for tower in self.towers}
+        return {f"towers/{name}/{file}": data for name, its in files.items() for file, data in its.items()}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["schema"] = self.schema.to_dict()
 
@@ -272,7 +285,7 @@ class RecModule(LightningModule):
         module = cls(schema, **{**saved, **factories, **arguments})
         state = checkpoint["state_dict"].values()
         dtypes = {value.dtype for value in state if isinstance(value, Tensor) and value.is_floating_point()}
-        if len(dtypes) == 1:
+        if len(dtypes) == 1 and module.dtype not in dtypes:  # as it is, a tower may keep weights in a dtype of its own
             module.to(dtypes.pop())
         module.on_load_checkpoint(checkpoint)
         load_dense(module, checkpoint, strict)

@@ -11,11 +11,11 @@ R rows of token ids, U distinct ones that are not empty, H width of the model, D
 
 import json
 import tempfile
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +168,7 @@ class TextTower(nn.Module):
         if self.train_mode != "frozen":
             self.statistics.computed += len(rows)
             return self._compute(rows, rows.lengths.tolist())
-        with torch.no_grad():
+        with torch.no_grad(), evaluation(self.backbone):
             return self._encode_frozen(rows)
 
     def _compute(self, rows: Ragged, lengths: list[int]) -> Tensor:
@@ -255,13 +255,6 @@ class TextTower(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------- training
 
-    def train(self, mode: bool = True) -> Self:
-        """As in torch; a frozen model stays in evaluation: without dropout a row has one vector."""
-        super().train(mode)
-        if self.train_mode == "frozen":
-            self.backbone.eval()
-        return self
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A group of the model's trained parameters with its own learning rate, where it has one; else none."""
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
@@ -308,6 +301,20 @@ class TextTower(nn.Module):
             self.save_adapter(folder)
             names = ("adapter_config.json", "adapter_model.safetensors")
             return {name: Path(folder, name).read_bytes() for name in names}
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Let a frozen model be without dropout, so that a row has one vector.
+
+    Only for a moment: a module that is in evaluation while its neighbours train looks like a mistake to Lightning.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def pool(hidden_CLH: Tensor, mask_CL: Tensor, pooling: Pooling) -> Tensor:

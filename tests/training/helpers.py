@@ -49,7 +49,7 @@ def make_schema(dtype: str = "float32", kind: str = "adagrad", dim: int = 4, **t
 class SmallNet(nn.Module):
     def __init__(self, schema: Schema, hidden: int = 8, dropout: float = 0.5) -> None:
         super().__init__()
-        width = sum(schema.table(f.table).dim if f.table else 1 for f in schema.features)
+        width = sum(map(schema.width_of, schema.features))
         self.tasks = [task.name for task in schema.tasks]
         self.body = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.heads = nn.ModuleList(nn.Linear(hidden, 1) for _ in self.tasks)

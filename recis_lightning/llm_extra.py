@@ -4,13 +4,17 @@ import importlib
 from types import ModuleType
 
 
+class MissingExtra(ImportError):
+    """A package of the extra that is not installed, and the line that installs it."""
+
+
 def import_llm(module: str) -> ModuleType:
-    """Import transformers, peft or tokenizers; ImportError with the line that installs it where it is missing."""
+    """Import transformers, peft or tokenizers; MissingExtra where it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise  # it is there, and something else is wrong with it
-        raise ImportError(
+        raise MissingExtra(
             f"text needs the package '{module}', which is not installed; pip install 'recis-lightning[llm]'"
         ) from error

@@ -2,6 +2,9 @@
 
 recis fit | validate | test | predict --config recipe.yaml     train and evaluate what a recipe says
 recis data synth OUT                                           make data
+recis data hold-out DATA --column C --out OUT                  part rows by the values of a column
+recis text train-tokenizer DATA --column C --out FILE          train a tokenizer from texts
+recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors of items
 recis doctor                                                   what is installed, and which kernels run
 
 Mistakes of the user end in a few lines and status 2; RECIS_TRACEBACK=1 shows where they were found.
@@ -23,7 +26,8 @@ STAGES = {
     "predict": "score data with a checkpoint",
 }
 COMMANDS = STAGES | {
-    "data": "make data (recis data synth)",
+    "data": "make data (synth), and split them (hold-out)",
+    "text": "train a tokenizer (train-tokenizer), and write item vectors (export-vectors)",
     "doctor": "show versions, devices, and which kernels run and why",
 }
 
@@ -66,6 +70,10 @@ def dispatch(command: str, arguments: list[str]) -> int:
         return 0
     if command == "data":
         return run_data(arguments)
+    if command == "text":
+        from recis_lightning.cli.text import run as run_text
+
+        return run_text(arguments)
     if command == "doctor":
         from recis_lightning.cli.doctor import examine
 
@@ -77,16 +85,22 @@ def dispatch(command: str, arguments: list[str]) -> int:
 
 
 def run_data(arguments: list[str]) -> int:
-    from recis_lightning.data import synth_command
+    from recis_lightning.data import hold_out_command, synth_command
 
-    parser = argparse.ArgumentParser("recis data", description="Make data.")
+    parser = argparse.ArgumentParser("recis data", description="Make data, and split them.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     synth = commands.add_parser("synth", help="a click log that knows its truth, or data for any recipe's schema")
     synth_command.add_arguments(synth)
+    synth.set_defaults(run=synth_command.run)
+    hold_out = commands.add_parser("hold-out", help="part rows by the values of a column, e.g. items never trained on")
+    hold_out_command.add_arguments(hold_out)
+    hold_out.set_defaults(run=hold_out_command.run)
+    args = parser.parse_args(arguments)
     try:
-        return synth_command.run(parser.parse_args(arguments))
+        status: int = args.run(args)
     except OSError as error:
         raise UsageError(str(error)) from error
+    return status
 
 
 def is_mistake(error: Exception) -> bool:
@@ -96,6 +110,8 @@ def is_mistake(error: Exception) -> bool:
     # Only what has been imported can have been raised.
     named = [
         ("recis_lightning.data.errors", "DataError"),
+        ("recis_lightning.llm_extra", "MissingExtra"),
+        ("recis_lightning.towers.errors", "TowerError"),
         ("recis_lightning.training.files", "CheckpointError"),
         ("lightning.fabric.utilities.exceptions", "MisconfigurationException"),
     ]

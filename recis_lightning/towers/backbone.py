@@ -18,6 +18,7 @@ from recis_lightning.llm_extra import import_llm
 from recis_lightning.paths import expand_path
 from recis_lightning.schema import did_you_mean
 from recis_lightning.schema_towers import Lora
+from recis_lightning.towers.errors import TowerError
 
 # What a folder may keep weights in, and what it needs besides.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -32,7 +33,7 @@ def load_backbone(
 ) -> nn.Module:
     """Load an encoder, or a causal language model without its head; a mapping gives random first weights.
 
-    Raises ValueError where a folder lacks files, the hub does not have the name, a config is not understood, or the
+    Raises TowerError where a folder lacks files, the hub does not have the name, a config is not understood, or the
     model is an encoder-decoder.
     """
     backbone: Any = _load_pretrained(model, dtype) if isinstance(model, str) else _build_random(model, seed, dtype)
@@ -49,26 +50,26 @@ def _load_pretrained(name: str, dtype: torch.dtype) -> nn.Module:
         _refuse_encoder_decoder(config, f"model '{name}'")
         return transformers.AutoModel.from_pretrained(place, config=config, dtype=dtype)
     except OSError as error:
-        raise ValueError(
+        raise TowerError(
             f"model '{name}' is neither a folder here nor to be had from the Hugging Face hub ({_first_line(error)}); "
             "give the path of a folder with config.json and weights, or a name on the hub that is cached or reachable"
         ) from error
 
 
 def find_folder(name: str) -> Path | None:
-    """The folder that ``name`` means, None for a name on the hub; ValueError where it lacks the files of a model."""
+    """The folder that ``name`` means, None for a name on the hub; TowerError where it lacks the files of a model."""
     expanded = expand_path(name)
     folder = Path(expanded)
     if not folder.is_dir():
         if expanded.startswith((".", "/")) or expanded.count("/") > 1:
-            raise ValueError(f"model '{name}': there is no folder {folder}; give one with config.json and weights")
+            raise TowerError(f"model '{name}': there is no folder {folder}; give one with config.json and weights")
         return None
     missing = [] if (folder / _CONFIG).exists() else [_CONFIG]
     if not any((folder / weights).exists() for weights in _WEIGHTS):
         missing.append("weights (model.safetensors)")
     if missing:
         found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise ValueError(
+        raise TowerError(
             f"model '{name}': folder {folder} has no {' and no '.join(missing)}, it holds {found}; "
             "give the folder that save_pretrained wrote"
         )
@@ -85,13 +86,13 @@ def _build_random(config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> n
     kind = options.pop("model_type", None)
     known = transformers.CONFIG_MAPPING.keys()
     if kind not in known:
-        raise ValueError(f"model_type is {kind!r}, which transformers does not know{did_you_mean(str(kind), known)}")
+        raise TowerError(f"model_type is {kind!r}, which transformers does not know{did_you_mean(str(kind), known)}")
     built = transformers.AutoConfig.for_model(kind, **options)
     unknown = options.keys() - type(built)().to_dict().keys() - getattr(type(built), "attribute_map", {}).keys()
     if unknown:
         # transformers takes any option and ignores what it does not know, a misspelt one too.
         name = sorted(unknown)[0]
-        raise ValueError(f"model: config {kind} has no option '{name}'{did_you_mean(name, type(built)().to_dict())}")
+        raise TowerError(f"model: config {kind} has no option '{name}'{did_you_mean(name, type(built)().to_dict())}")
     _refuse_encoder_decoder(built, f"model_type '{kind}'")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,7 +101,7 @@ def _build_random(config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> n
 
 def _refuse_encoder_decoder(config: Any, what: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{what} is an encoder-decoder; need an encoder or a causal language model")
+        raise TowerError(f"{what} is an encoder-decoder; need an encoder or a causal language model")
 
 
 def longest_sequence(backbone: nn.Module) -> int | None:
@@ -121,11 +122,14 @@ def vocabulary_size(backbone: nn.Module) -> int:
 
 
 def check_tokenizer(file: str | Path, vocabulary: int, where: str) -> None:
-    """ValueError where a tokenizer's file gives tokens that the model has no embeddings for."""
-    tokenizer = import_llm("tokenizers").Tokenizer.from_file(expand_path(str(file)))
+    """TowerError where a tokenizer's file gives tokens that the model has no embeddings for, or is not there."""
+    path = Path(expand_path(str(file)))
+    if not path.is_file():
+        raise TowerError(f"{where}: there is no tokenizer {path}; train one: recis text train-tokenizer --help")
+    tokenizer = import_llm("tokenizers").Tokenizer.from_file(str(path))
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= vocabulary:
-        raise ValueError(
+        raise TowerError(
             f"{where}: tokenizer {file} gives tokens up to {largest}, and the model has embeddings for {vocabulary} "
             f"(0 to {vocabulary - 1}); take the tokenizer that belongs to the model, or set vocab_size: {largest + 1} "
             "in the config of a model with random weights"
@@ -138,14 +142,14 @@ def check_tokenizer(file: str | Path, vocabulary: int, where: str) -> None:
 def add_lora(backbone: nn.Module, lora: Lora) -> nn.Module:
     """Freeze the model and put trainable low-rank matrices beside its linear layers: a peft.PeftModel.
 
-    ValueError where a target matches no layer; it lists what there is.
+    TowerError where a target matches no layer; it lists what there is.
     """
     peft = import_llm("peft")
     layers = {name.rsplit(".", 1)[-1] for name in _linear_layers(backbone)}
     names = list(_linear_layers(backbone))
     for target in lora.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ValueError(
+            raise TowerError(
                 f"LoRA target '{target}' matches no linear layer of the model{did_you_mean(target, layers)}"
             )
     config = peft.LoraConfig(

@@ -14,13 +14,14 @@ from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Feature, Schema
 from recis_lightning.schema_towers import Tower
 from recis_lightning.towers.backbone import check_tokenizer
+from recis_lightning.towers.errors import TowerError
 from recis_lightning.towers.text import TextTower
 
 
 class TowerCollection(nn.Module):
     """Token ids by feature name -> vectors [B, D] by feature name, for the features that name a tower.
 
-    Features of one tower go through it together: a text that is in two of them is computed once. Raises ValueError
+    Features of one tower go through it together: a text that is in two of them is computed once. Raises TowerError
     where a tower cannot be made as declared, or a tokenizer gives ids that its model does not know.
     """
 
@@ -41,7 +42,7 @@ class TowerCollection(nn.Module):
         return (cast(TextTower, tower) for tower in self.towers.values())
 
     def forward(self, inputs: Mapping[str, Tensor | Ragged]) -> dict[str, Tensor]:
-        """Vectors [B, D] of each feature that names a tower. ValueError for rows that a model cannot take."""
+        """Vectors [B, D] of each feature that names a tower. TowerError for rows that a model cannot take."""
         vectors: dict[str, Tensor] = {}
         for name, features in self.features.items():
             tokens = [cast(Ragged, inputs[feature]) for feature in features]
@@ -78,7 +79,7 @@ def _make(tower: Tower) -> TextTower:
             block_tokens=tower.block_tokens,
         )
     except ValueError as error:
-        raise ValueError(f"tower '{tower.name}': {error}") from error
+        raise TowerError(f"tower '{tower.name}': {error}") from error
 
 
 def _check_tokenizer(schema: Schema, feature: Feature, tower: TextTower) -> None:
@@ -86,7 +87,7 @@ def _check_tokenizer(schema: Schema, feature: Feature, tower: TextTower) -> None
     if column.tokenizer is not None:
         check_tokenizer(column.tokenizer, tower.vocabulary, f"column '{column.name}'")
     if column.max_length is not None and tower.longest is not None and column.max_length > tower.longest:
-        raise ValueError(
+        raise TowerError(
             f"column '{column.name}': max_length is {column.max_length}, and the model of tower '{tower.name}' takes "
             f"{tower.longest} tokens at most; declare max_length: {tower.longest}"
         )

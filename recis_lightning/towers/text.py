@@ -25,6 +25,7 @@ from recis_lightning.schema_towers import Lora, Schedule
 from recis_lightning.towers.backbone import add_lora, fingerprint, load_backbone, longest_sequence, vocabulary_size
 from recis_lightning.towers.blocks import FixedBlocks, encode_blocks
 from recis_lightning.towers.distinct import distinct_rows, select_rows
+from recis_lightning.towers.errors import TowerError
 from recis_lightning.towers.vector_cache import VectorCache, content_keys
 
 Pooling = Literal["cls", "mean", "last"]
@@ -77,7 +78,7 @@ class TextTower(nn.Module):
     ) -> None:
         super().__init__()
         if cache is not None and train != "frozen":
-            raise ValueError(
+            raise TowerError(
                 f"tower '{name}': a cache is for a frozen model, and train is {train}; leave one of them out"
             )
         backbone = load_backbone(model, seed=seed, dtype=dtype)
@@ -113,7 +114,7 @@ class TextTower(nn.Module):
     def forward(self, tokens: Ragged) -> Tensor:
         """Vectors [R, D] of rows of token ids, int64.
 
-        ValueError for a row longer than the model takes, and for ids that it has no embedding for.
+        TowerError for a row longer than the model takes, and for ids that it has no embedding for.
         """
         self.check(tokens, f"tower '{self.name}'")
         filled_F = tokens.lengths.nonzero()[:, 0]
@@ -127,21 +128,21 @@ class TextTower(nn.Module):
         return table_UD.index_select(0, place_R.index_copy(0, filled_F, inverse_F + 1))
 
     def check(self, tokens: Ragged, where: str) -> None:
-        """ValueError, beginning with ``where``, for rows that the model cannot take."""
+        """TowerError, beginning with ``where``, for rows that the model cannot take."""
         if tokens.inner_offsets:
-            raise ValueError(f"{where}: rows are lists of lists; need one list of token ids a row")
+            raise TowerError(f"{where}: rows are lists of lists; need one list of token ids a row")
         if not len(tokens.values):
             return
         longest = int(tokens.lengths.max())
         if self.longest is not None and longest > self.longest:
             row = int(tokens.lengths.argmax())
-            raise ValueError(
+            raise TowerError(
                 f"{where}: row {row} of the batch has {longest} tokens, and the model takes {self.longest} at most; "
                 f"truncate: declare max_length: {self.longest} at its column"
             )
         low, high = map(int, tokens.values.aminmax())
         if low < 0 or high >= self.vocabulary:
-            raise ValueError(
+            raise TowerError(
                 f"{where}: token ids from {low} to {high}, and the model has embeddings for 0 to "
                 f"{self.vocabulary - 1}; take the tokenizer that belongs to the model"
             )
@@ -277,10 +278,10 @@ class TextTower(nn.Module):
         return {"base": json.dumps(self.base), "fingerprint": self.base_fingerprint}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """ValueError where the saved weights stand on others than this tower's."""
+        """TowerError where the saved weights stand on others than this tower's."""
         saved = state.get("fingerprint")
         if self.train_mode != "full" and saved is not None and saved != self.base_fingerprint:
-            raise ValueError(
+            raise TowerError(
                 f"tower '{self.name}' was saved with base weights {saved}, from {state['base']}; the weights loaded "
                 f"now are {self.base_fingerprint}, from {json.dumps(self.base)}; give the model it was trained with"
             )
@@ -288,7 +289,7 @@ class TextTower(nn.Module):
     def save_adapter(self, folder: str) -> None:
         """Write the LoRA weights as `peft.PeftModel.from_pretrained(base_model, folder)` reads them."""
         if self.train_mode != "lora":
-            raise ValueError(f"tower '{self.name}' has no LoRA weights: train is {self.train_mode}")
+            raise TowerError(f"tower '{self.name}' has no LoRA weights: train is {self.train_mode}")
         backbone: Any = self.backbone
         # Embeddings are never trained beside LoRA; to find that out peft would ask the hub.
         backbone.save_pretrained(folder, save_embedding_layers=False)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recis_lightning.ragged import Ragged
+from recis_lightning.towers.errors import TowerError
 
 KEY_BYTES = 16
 FILE_BYTES = 32 << 20  # vectors that wait in memory before they are written
@@ -65,7 +66,7 @@ class VectorCache:
         self._row_bytes = KEY_BYTES + width * self._numpy_dtype.itemsize
         rows = min(file_bytes, max_bytes) // self._row_bytes
         if rows < 1:
-            raise ValueError(
+            raise TowerError(
                 f"cache '{folder}' may hold {max_bytes} bytes, and one vector takes {self._row_bytes}; give it more"
             )
         self._waiting_NH = np.empty((rows, width), self._numpy_dtype)
@@ -160,7 +161,7 @@ class VectorCache:
                 continue
             keys_NK, vectors_NH = _map_file(path)
             if vectors_NH.shape[1:] != (self.width,) or vectors_NH.dtype != self._numpy_dtype:
-                raise ValueError(
+                raise TowerError(
                     f"{path} holds vectors {vectors_NH.dtype} {list(vectors_NH.shape)}, need {self._numpy_dtype} "
                     f"[N, {self.width}]; it was not written for this tower, remove it"
                 )
@@ -227,14 +228,14 @@ def _remove_unused(folder: Path) -> None:
 
 
 def _map_file(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The keys, and the vectors mapped into memory; ValueError where it is no whole file."""
+    """The keys, and the vectors mapped into memory; TowerError where it is no whole file."""
     try:
         with open(path, "rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_bytes))
         keys, vectors = (_map_tensor(path, header[name], 8 + header_bytes) for name in ("keys", "vectors"))
     except (ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path} is no file of vectors ({error}); remove it") from error
+        raise TowerError(f"{path} is no file of vectors ({error}); remove it") from error
     return np.array(keys), vectors
 
 

@@ -112,6 +112,8 @@ def test_a_config_that_cannot_be_meant_is_refused(changes: dict[str, Any], messa
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
     check_tokenizer(write_tokenizer(tmp_path / "fits.json", VOCABULARY), VOCABULARY, "column 'title'")
+    with pytest.raises(ValueError, match="here: there is no tokenizer .*nowhere.json; train one"):
+        check_tokenizer(tmp_path / "nowhere.json", VOCABULARY, "here")
     with pytest.raises(ValueError, match=r"column 'title': tokenizer .* up to 60, .* for 60 .*set vocab_size: 61"):
         check_tokenizer(write_tokenizer(tmp_path / "large.json", VOCABULARY + 1), VOCABULARY, "column 'title'")
 
@@ -120,12 +122,12 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone = load_backbone(BERT)
+    backbone, file = load_backbone(BERT), write_tokenizer(tmp_path / "any.json", 3)
     monkeypatch.setitem(sys.modules, package, None)
     use = {
         "transformers": lambda: load_backbone(BERT),
         "peft": lambda: add_lora(backbone, Lora()),
-        "tokenizers": lambda: check_tokenizer(tmp_path / "any.json", 3, "here"),
+        "tokenizers": lambda: check_tokenizer(file, 3, "here"),
     }
     with pytest.raises(
         ImportError, match=rf"'{package}', which is not installed; pip install 'recis-lightning\[llm\]'"

@@ -270,9 +270,8 @@ def test_shares_of_distinct_and_computed_rows_are_logged(tmp_path: Path) -> None
     }
     assert len(shares["distinct"]) == 4
     assert all(0.5 < share <= 1 for share in shares["distinct"])
-    assert all(
-        computed < distinct for computed, distinct in zip(shares["computed"][1:], shares["distinct"][1:], strict=True)
-    )
+    assert shares["computed"][0] == shares["distinct"][0]
+    assert sum(shares["computed"]) < sum(shares["distinct"])
 
 
 def test_a_tower_can_be_validated_saved_and_trained_on(tmp_path: Path) -> None:

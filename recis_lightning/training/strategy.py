@@ -153,7 +153,7 @@ class ShardedStrategy(DDPStrategy):
             raise TypeError("recis_sharded takes no storage_options; configure fsspec for the URL's protocol")
         started = time.monotonic()
         self._warn_within_accumulation(filepath)
-        files = getattr(self.lightning_module, "checkpoint_files", dict)()
+        files: dict[str, bytes] = getattr(self.lightning_module, "checkpoint_files", dict)()
         save_checkpoint(checkpoint | {"random_state": random_state()}, str(filepath), self._tables, files=files)
         self.seconds_saving += time.monotonic() - started
 

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from recis_lightning import schema_towers
+from recis_lightning import schema_policies, schema_towers
+from recis_lightning.schema_policies import ADMISSIONS, EVICTIONS, Admission, Always, Eviction
 from recis_lightning.schema_towers import Lora, Schedule, Tower
 
 
@@ -228,6 +229,13 @@ class Table:
     """The first value of a row, a function of (seed, table, id) alone."""
     optimizer: SparseOptimizer = Adagrad()
     """How touched rows are updated."""
+    capacity: int | None = None
+    """How many ids it may hold. At its capacity an eviction that keeps to it makes room; without one, a new id is an
+    error."""
+    admission: Admission = Always()
+    """Which ids get a row when training looks them up: always, counter, probability, bloom, read_only."""
+    eviction: tuple[Eviction, ...] = ()
+    """Which ids it forgets, one policy or several: age, ttl, lru, lfu, l2_norm, score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,11 +388,17 @@ def _read_kind(value: Any, kinds: Mapping[str, type], where: str, problems: list
     return _read(kinds[kind], {key: item for key, item in settings.items() if key != "kind"}, where, problems)
 
 
-def _read_transforms(value: Any, where: str, problems: list[str]) -> tuple[Any, ...]:
+def _read_kinds(value: Any, kinds: Mapping[str, type], where: str, problems: list[str]) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         problems.append(f"{where} is {value!r}; write a list")
         return ()
-    return tuple(_read_kind(item, TRANSFORMS, f"{where}[{index}]", problems) for index, item in enumerate(value))
+    return tuple(_read_kind(item, kinds, f"{where}[{index}]", problems) for index, item in enumerate(value))
+
+
+def _read_evictions(value: Any, where: str, problems: list[str]) -> tuple[Any, ...]:
+    """A list of them, or one alone."""
+    alone = value is not None and not isinstance(value, list | tuple)
+    return _read_kinds([value] if alone else value or (), EVICTIONS, where, problems)
 
 
 def _read_model(value: Any, where: str, problems: list[str]) -> Any:
@@ -397,7 +411,9 @@ def _read_model(value: Any, where: str, problems: list[str]) -> Any:
 _NESTED: dict[tuple[type, str], Callable[[Any, str, list[str]], Any]] = {
     (Table, "initializer"): lambda value, where, problems: _read_kind(value, INITIALIZERS, where, problems),
     (Table, "optimizer"): lambda value, where, problems: _read_kind(value, OPTIMIZERS, where, problems),
-    (Feature, "transforms"): _read_transforms,
+    (Table, "admission"): lambda value, where, problems: _read_kind(value, ADMISSIONS, where, problems),
+    (Table, "eviction"): _read_evictions,
+    (Feature, "transforms"): lambda value, where, problems: _read_kinds(value, TRANSFORMS, where, problems),
     (Tower, "model"): _read_model,
     (Tower, "lora"): lambda value, where, problems: _read(Lora, value, where, problems),
     (Tower, "schedule"): lambda value, where, problems: value and _read(Schedule, value, where, problems),
@@ -827,6 +843,7 @@ def _check_table(table: Table) -> Iterator[str]:
     initializer = table.initializer
     if isinstance(initializer, Uniform | TruncatedNormal) and initializer.low >= initializer.high:
         yield f"{where}: initializer low {initializer.low} is not below high {initializer.high}"
+    yield from schema_policies.find_mistakes(where, table.capacity, table.admission, table.eviction)
 
 
 def _check_task(task: Task, columns: _Section, id_columns: frozenset[str]) -> Iterator[str]:

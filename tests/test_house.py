@@ -27,6 +27,7 @@ LAYERS = {
     "recis_lightning.paths": 5,
     "recis_lightning.ragged": 5,
     "recis_lightning.schema": 5,
+    "recis_lightning.schema_policies": 6,
     "recis_lightning.schema_towers": 6,
     "triton_ops": 6,
 }

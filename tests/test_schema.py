@@ -33,6 +33,7 @@ from recis_lightning.schema import (
     did_you_mean,
     expand,
 )
+from recis_lightning.schema_policies import Age, Counter, Lru, ReadOnly
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -630,3 +631,75 @@ def test_did_you_mean_lists_what_there_is_where_nothing_is_close():
     assert did_you_mean("zzz", ["b", "a"]) == "; there are: a, b"
     assert did_you_mean("zzz", []) == "; there are none"
     assert did_you_mean("zzz", map(str, range(20))).endswith(", ...")
+
+
+def policies(**options: Any) -> dict[str, Any]:
+    """The settings of a schema whose table has these policies."""
+    return settings(tables=[{"name": "c1", "dim": 4, **options}], features=[{"name": "c1", "table": "c1"}])
+
+
+def test_policies_of_a_table_read_alone_in_a_list_or_by_name() -> None:
+    table = Schema.from_dict(
+        policies(
+            capacity=1000,
+            admission={"kind": "counter", "threshold": 3},
+            eviction=[{"kind": "age", "steps": 100, "every": 100}, "lru"],
+        )
+    ).tables[0]
+    assert (table.capacity, table.admission) == (1000, Counter(threshold=3))
+    assert table.eviction == (Age(steps=100, every=100), Lru())
+    alone = Schema.from_dict(policies(admission="read_only", eviction={"kind": "age", "steps": 9})).tables[0]
+    assert (alone.admission, alone.eviction) == (ReadOnly(), (Age(steps=9),))
+    assert Schema.from_dict(policies()).tables[0].eviction == ()
+    schema = Schema.from_dict(policies(capacity=10, eviction="lfu"))
+    assert Schema.from_dict(schema.to_dict()) == schema
+
+
+def test_policies_that_contradict_or_cannot_be_are_all_told_at_once() -> None:
+    found = problems_of(
+        policies(
+            capacity=0,
+            admission={"kind": "bloom", "threshold": 300, "bytes": 10, "hashes": 9},
+            eviction=["lru", "lfu", {"kind": "age", "steps": 0, "every": 0}, {"kind": "age", "steps": 1}],
+        )
+    )
+    assert found == [
+        "table 'c1': capacity is 0, need at least 1 and less than 2^31",
+        "table 'c1': admission bloom threshold is 300, its cells count to 255; take counter",
+        "table 'c1': admission bloom bytes is 10, need at least 65536, 16 for each virtual shard",
+        "table 'c1': admission bloom hashes is 9, need 1 to 8",
+        "table 'c1': eviction age every is 0, need at least 1",
+        "table 'c1': eviction age steps is 0, need at least 1",
+        "table 'c1': evictions lru and lfu both keep to the capacity; take one of them",
+        "table 'c1': eviction age is declared 2 times; take one of them",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"admission": "countr"}, "table 'c1'.admission: unknown kind 'countr'; did you mean 'counter'?"),
+        ({"admission": "counter"}, "table 'c1'.admission: 'threshold' is missing"),
+        (
+            {"eviction": {"kind": "lru", "evry": 2}},
+            "table 'c1'.eviction[0]: unknown option 'evry'; did you mean 'every'?",
+        ),
+        ({"eviction": "lru"}, "table 'c1': eviction lru keeps to a capacity, and the table has none; give it capacity"),
+        (
+            {"eviction": {"kind": "score", "function": "f"}, "capacity": 5},
+            "table 'c1': eviction score function is 'f'; write module.name",
+        ),
+        (
+            {"admission": {"kind": "probability", "probability": 0}},
+            "table 'c1': admission probability is 0, need more than 0 and at most 1; for none at all say read_only",
+        ),
+        ({"eviction": {"kind": "ttl", "seconds": -1}}, "table 'c1': eviction ttl seconds is -1, need more than 0"),
+        ({"eviction": {"kind": "l2_norm", "below": 0}}, "table 'c1': eviction l2_norm below is 0, need more than 0"),
+        (
+            {"admission": {"kind": "counter", "threshold": 0}},
+            "table 'c1': admission counter threshold is 0, need at least 1",
+        ),
+    ],
+)
+def test_mistakes_in_policies_say_what_to_write(options: dict[str, Any], problem: str) -> None:
+    assert problems_of(policies(**options)) == [problem]

@@ -10,7 +10,9 @@ UNTRAINED = -1
 
 # Columns of a record.
 STAMP = 0  # scratch of group_by_row
-LAST_STEP = 1  # the last training step that looked the row up
+LAST_STEP = 1  # the last training step that looked the row up; NOBODYS for a row whose id was erased
 COUNT = 2  # how often training looked it up
 ID = 3  # its id; of an erased row the one erased before it
 RECORD = 4  # columns
+
+NOBODYS = -1

@@ -20,9 +20,10 @@ class EmbeddingCollection(nn.Module):
     none a Ragged with values [N, D], in the dtype of the table. mean divides by the sum of weights, sqrtn by the root
     of the sum of their squares; an empty row gives zeros.
 
-    New ids get rows only in training mode and with gradients enabled; otherwise ids without a row read zeros. Backward
-    leaves the gradients in ``groups``, where `recis_lightning.optim.SparseOptimizer` takes them. Tables are neither
-    parameters nor buffers: moving or casting the module leaves them as they are.
+    New ids get rows only in training mode, with gradients enabled, and where their table admits them; otherwise ids
+    without a row read zeros and get no gradient. Backward leaves the gradients in ``groups``, where
+    `recis_lightning.optim.SparseOptimizer` takes them. Tables are neither parameters nor buffers: moving or casting the
+    module leaves them as they are.
 
     Raises ValueError, naming feature and table, where an input is missing or does not fit.
     """
@@ -51,6 +52,13 @@ class EmbeddingCollection(nn.Module):
         for lookup in self._lookups:
             outputs.update(lookup(inputs, self._anchor, insert))
         return {name: outputs[name] for name in self.features}
+
+    def evict(self) -> dict[str, int]:
+        """Let tables forget the ids that their evictions name: how many, for each table that forgot some.
+
+        To be called after each optimizer step, where `RecModule` does not do so; see `TableGroup.evict`.
+        """
+        return {name: count for group in self.groups for name, count in group.evict().items()}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "EmbeddingCollection":
         """Nothing to move or cast: tables have the place and dtype they were declared with."""

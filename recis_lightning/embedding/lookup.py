@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recis_lightning.embedding.check import check_input, explain_offsets
+from recis_lightning.embedding.check import check_input, describe, explain_offsets
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Feature
 from recis_lightning.tables import PendingGrad, TableGroup
@@ -124,13 +124,18 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, rows_N: Tensor, call: _Call) -> tuple[Tensor, ...]:
         ctx.save_for_backward(rows_N)
-        ctx.call = call
+        ctx.call, ctx.erasures = call, call.lookup.group.erasures
         ctx.set_materialize_grads(False)
         return (*_pool(call, rows_N), *_sequences(call, rows_N))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        if ctx.erasures != ctx.call.lookup.group.erasures:
+            raise RuntimeError(
+                f"{describe(ctx.call.lookup.features[0])}: ids were erased or evicted between this lookup and its "
+                "backward, and their rows may be others' by now; erase and evict after the optimizer's step"
+            )
         _leave_pending(ctx.call, ctx.saved_tensors[0], ctx.call.grads(grads))
         return None, None, None
 

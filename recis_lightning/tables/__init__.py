@@ -1,7 +1,8 @@
 """Hash tables of embeddings: id index, row store, groups of tables."""
 
-from recis_lightning.tables.group import TableFullError, TableGroup, build_groups
+from recis_lightning.tables.group import TableGroup, build_groups
 from recis_lightning.tables.pending import PendingGrad
+from recis_lightning.tables.rows import TableFullError
 from recis_lightning.tables.table import DynamicTable, TableSlice
 from triton_ops.index import virtual_shard
 

@@ -4,28 +4,32 @@ N ids in a call, K runs of ids that belong to one table each, U rows, D row widt
 """
 
 import copy
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
 from recis_lightning.schema import Table
+from recis_lightning.schema_policies import Score, keeps_to_capacity
+from recis_lightning.tables import eviction
+from recis_lightning.tables.admission import Gate
 from recis_lightning.tables.buffers import BufferPool
 from recis_lightning.tables.pending import PendingGrad, sum_by_row
-from recis_lightning.tables.rows import DEFAULT_ROW, RowStore
-from recis_lightning.tables.table import DynamicTable
+from recis_lightning.tables.rows import DEFAULT_ROW, RowStore, TableFullError
+from recis_lightning.tables.table import ADMITTED, EVICTED, REFUSED, DynamicTable
 from triton_ops.group_by_row import LAST_TICK, group_by_row
 from triton_ops.index import Index
 from triton_ops.initialize import FirstValue, FirstValues, initialize
+from triton_ops.row_layout import ID, LAST_STEP
 from triton_ops.row_update import state_slices
 
-
-class TableFullError(RuntimeError):
-    """A new id found no row, since all reserved ones are taken."""
+LENT_ROWS = 1 << 16  # what a table may have beyond a small capacity until the step's eviction
 
 
 def build_groups(tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> list["TableGroup"]:
@@ -63,14 +67,26 @@ class TableGroup:
         self.state_slices = state_slices(self.optimizer_kind, self.dim)
         """Where in a row's state each part of it lies, by name."""
         width = max((columns.stop for columns in self.state_slices.values()), default=0)
-        self.rows = RowStore(len(tables), self.dim, width, self.dtype, max_rows)
+        limits = [_most_rows(table) for table in tables]
+        self.rows = RowStore(len(tables), self.dim, width, self.dtype, max_rows, limits)
         self.index = Index(len(tables), self.rows.slots.numpy())
         self.pending: list[PendingGrad] = []
         """What backward has left for the optimizer's next step."""
         self.buffers = BufferPool()
         """Memory for the outputs and gradients of lookups."""
+        self.gate = Gate(tables, seed, max_rows)
+        """Decides which unknown ids get a row."""
+        self.events = np.zeros((len(tables), 4), dtype=np.int64)
+        """int64 [tables, 4]: what has happened to ids, by the columns that table.py names."""
+        self.erasures = 0
+        """How often ids were erased: rows looked up before the last time may be others' by now."""
         self._tick = 0
         self._first_values = FirstValues.of([_first_value(table, seed) for table in tables])
+        self._evicts = any(table.eviction for table in tables)
+        for table in tables:
+            for policy in table.eviction:
+                if isinstance(policy, Score):
+                    eviction.score_function(table.name, policy)  # a name that leads nowhere is told now
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -105,25 +121,105 @@ class TableGroup:
         """The row of each id: ids [5, 7, 5], splits [0, 2, 3], tables [0, 1] look up 5 and 7 in table 0, 5 in table 1.
 
         ``ids_N`` is int64 [N]; ``splits_K1`` int64 [K + 1] and ``table_index_K`` int32 or int64 [K] lie on the CPU; a
-        table may come up in several runs. Returns int64 [N]. With ``insert``, new ids get rows with their first values;
-        without, nothing changes and unknown ids read ``default_row``. Raises TableFullError where rows run out; ids
-        before the one that found none keep theirs.
+        table may come up in several runs. Returns int64 [N]. With ``insert``, new ids that their table admits get rows
+        with their first values, and the others read ``default_row``; without, nothing changes and unknown ids read
+        ``default_row``. Raises TableFullError where rows run out; ids before the one that found none keep theirs.
         """
         table_index_K = table_index_K.to(torch.int64)
         if not insert:
             return self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
+        if self.gate.is_open:
+            return self.insert(ids_N, splits_K1, table_index_K)
+        return self._lookup_through_gate(ids_N, splits_K1, table_index_K)
+
+    def _lookup_through_gate(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> Tensor:
+        rows_N = self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
+        unknown_M = (rows_N == DEFAULT_ROW).nonzero().squeeze(1)
+        if len(unknown_M) == 0:
+            return rows_N
+        run_sizes_K = torch.searchsorted(unknown_M, splits_K1).diff()
+        tables_M = table_index_K.repeat_interleave(run_sizes_K)
+        admitted_M = self.gate.admit(ids_N[unknown_M], tables_M, self.clock)
+        refused_T = torch.bincount(tables_M[~admitted_M], minlength=len(self)).numpy()
+        self.events[:, REFUSED] += refused_T
+        admitted = unknown_M[admitted_M]
+        if len(admitted):
+            before = [len(table) for table in self.tables]
+            rows_N[admitted] = self.insert(ids_N[admitted], torch.searchsorted(admitted, splits_K1), table_index_K)
+            self.events[:, ADMITTED] += [len(table) - count for table, count in zip(self.tables, before, strict=True)]
+        return rows_N
+
+    def insert(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> Tensor:
+        """`lookup` that gives every new id a row, whatever the admission of its table says."""
         inserted = self.index.find_or_insert(ids_N, splits_K1, table_index_K, self.rows.pool)
         if len(inserted.new_rows):
             arrays = self.weight, self.state, self.meta, inserted.new_rows, self.granule_table
             initialize(*arrays, self._first_values)
+            if self._evicts:
+                self.meta[inserted.new_rows, LAST_STEP] = self.clock  # not yet trained on, and yet not old
         if inserted.full_table is not None:
-            raise TableFullError(self._describe_full(inserted.full_table))
+            raise TableFullError(self._describe_full(self.tables[inserted.full_table]))
         return inserted.rows
 
-    def _describe_full(self, number: int) -> str:
+    def evict(self, now: float | None = None) -> dict[str, int]:
+        """Forget the ids that the tables' evictions name after this step: how many, for each table that forgot some.
+
+        To be called between two steps; an eviction acts where the number of steps is a multiple of its ``every``.
+        ``now`` is in Unix seconds, the system's time where it is not given. Raises RuntimeError where gradients wait
+        for the optimizer: they may be those of a row that would be forgotten.
+        """
+        self._check_no_pending("evict")
+        step, now = self.clock - 1, time.time() if now is None else now
+        evicted: dict[str, int] = {}
+        for table in self.tables:
+            for policy in table.declaration.eviction:
+                if step % policy.every == 0:
+                    if count := self._forget(table, eviction.choose(table, policy, step, now)):
+                        evicted[table.name] = evicted.get(table.name, 0) + count
+                    if (before := eviction.waits_until(table, policy, step, now)) is not None:
+                        self.gate.forget(table.number, before)
+        return evicted
+
+    def _forget(self, table: DynamicTable, rows_V: Tensor) -> int:
+        # By id: which row a new id gets must not depend on where those of forgotten ids happened to lie.
+        ids_V = self.meta[rows_V, ID].sort().values
+        count = self.erase(ids_V, table.number)
+        self.events[table.number, EVICTED] += count
+        return count
+
+    def erase(self, ids_N: Tensor, table: int) -> int:
+        """Forget ids of a table; their rows go to ids that are new later. Returns how many of them it held."""
+        self._check_no_pending("erase")
+        rows_N = self.index.find(ids_N, torch.tensor([0, len(ids_N)]), torch.tensor([table]))
+        count = self.index.erase(ids_N, table, self.rows.pool)
+        self.rows.take_back(rows_N[rows_N >= 0])
+        self.erasures += count > 0
+        return count
+
+    def _check_no_pending(self, call: str) -> None:
+        if self.pending:
+            raise RuntimeError(
+                f"{call} was called while gradients of tables {', '.join(t.name for t in self.tables[:5])} wait for "
+                "the optimizer, as between the batches that are accumulated to one step; call it after the optimizer's "
+                "step, or zero_grad first"
+            )
+
+    def _describe_full(self, table: DynamicTable) -> str:
+        capacity = table.declaration.capacity
+        if capacity is not None and len(table) >= capacity:
+            if any(map(keeps_to_capacity, table.declaration.eviction)):
+                return (
+                    f"table '{table.name}' is full: it holds {len(table):,} ids, its capacity is {capacity:,}, and no "
+                    "eviction came to pass; call EmbeddingCollection.evict after each optimizer step (RecModule does), "
+                    "let it come more often with a smaller every, or raise capacity"
+                )
+            return (
+                f"table '{table.name}' is full: it holds {len(table):,} ids, its capacity; raise capacity, let it "
+                "forget with eviction lru, or let it take up fewer ids with admission counter"
+            )
         sizes = ", ".join(f"{table.name} {len(table):,}" for table in sorted(self.tables, key=len, reverse=True)[:5])
         return (
-            f"table '{self.tables[number].name}' is full: its group of {len(self.tables)} tables has room for "
+            f"table '{table.name}' is full: its group of {len(self.tables)} tables has room for "
             f"{self.rows.room:,} rows, and they are taken (largest: {sizes}); give more with max_rows, or erase ids"
         )
 
@@ -158,6 +254,9 @@ class TableGroup:
             "rows": self.rows.snapshot(),
             "index": self.index.snapshot(),
             "pending": [pending.clone() for pending in self.pending],
+            "times": [list(table.times) for table in self.tables],
+            "events": self.events.copy(),
+            "gate": self.gate.snapshot(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -168,11 +267,26 @@ class TableGroup:
         self.rows.clear_stamps()
         self.index.restore(state["index"])
         self.pending = state["pending"]
+        for table, times in zip(self.tables, state["times"], strict=True):
+            table.times = times
+        self.events[:] = state["events"]
+        self.gate.restore(state["gate"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TableGroup":
         copied = copy.copy(self)  # its state is a copy already
         memo[id(self)] = copied
         return copied
+
+
+def _most_rows(table: Table) -> int | None:
+    """The rows a table may have: its capacity, and as many again where an eviction will make room after the step.
+
+    A small table is lent more, so that the new ids of one step find room.
+    """
+    if table.capacity is None:
+        return None
+    is_kept = any(map(keeps_to_capacity, table.eviction))
+    return table.capacity + (max(table.capacity, LENT_ROWS) if is_kept else 0)
 
 
 def _first_value(table: Table, seed: int) -> FirstValue:

@@ -3,7 +3,7 @@
 R rows reserved, D row width, W width of the optimizer's state, T tables.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from recis_lightning.tables.memory import physical_memory, reserve
 from triton_ops.index import RowPool
 from triton_ops.index.layout import END, NEXT, NO_ROW
-from triton_ops.row_layout import GRANULE, ID, RECORD, STAMP, UNTRAINED
+from triton_ops.row_layout import GRANULE, ID, LAST_STEP, NOBODYS, RECORD, STAMP, UNTRAINED
 
 DEFAULT_ROW = 0
 """The row of zeros that unknown ids read."""
@@ -24,6 +24,10 @@ LARGEST_BLOCK = 1 << 12  # rows; small next to what grows at once, so that table
 _FILLED_AHEAD = 1 << 12  # granules marked as untrained at a time
 
 SLOTS_PER_ROW = 8  # a segment is at least 1/8 full after it has grown, bar small ones and gaps between them
+
+
+class TableFullError(RuntimeError):
+    """A new id found no row, since its table is at its capacity or all reserved rows are taken."""
 
 
 @dataclass
@@ -38,6 +42,10 @@ class _Blocks:
     def rows(self) -> int:
         return sum(end - begin for begin, end in self.bounds)
 
+    @property
+    def handed_out(self) -> int:
+        return sum(end - begin for begin, end in self.bounds[: self.used])
+
 
 class RowStore:
     """Rows of a group of tables: blocks never move, so a row number is good for the life of the group.
@@ -46,15 +54,25 @@ class RowStore:
     laid out as `triton_ops.row_layout` says. Rows 0 to 63 are untrained zeros; row 0 is what unknown ids read.
 
     ``max_rows`` is how many rows the group may ever have. None takes as many as would fill this machine's memory twice,
-    at most 2^31, and fewer where the system refuses that much address space.
+    at most 2^31, and fewer where the system refuses that much address space. ``limits`` is how many rows each table may
+    have, None where only the group's bound counts.
     """
 
-    def __init__(self, tables: int, dim: int, state_dim: int, dtype: torch.dtype, max_rows: int | None) -> None:
+    def __init__(
+        self,
+        tables: int,
+        dim: int,
+        state_dim: int,
+        dtype: torch.dtype,
+        max_rows: int | None,
+        limits: Sequence[int | None] = (),
+    ) -> None:
         self.weight, self.state, self.meta, self.granule_table, self.slots = _reserve(
             tables, dim, state_dim, dtype, max_rows
         )
         self.pool = RowPool(RowPool.empty_cursors(tables), self.meta[:, ID].numpy(), self._refill)
         self._blocks = [_Blocks() for _ in range(tables)]
+        self._limits = [MOST_ROWS if limit is None else limit for limit in limits or [None] * tables]
         self._end = GRANULE  # rows behind this one belong to nobody
         self._filled = 0
         self._mark(0, GRANULE, UNTRAINED)
@@ -70,8 +88,11 @@ class RowStore:
         return self.capacity - GRANULE
 
     def _refill(self, table: int) -> bool:
-        """Point the pool to the next block of a table; False where all reserved rows are taken."""
+        """Point the pool to the next block of a table; False at its limit, or where all reserved rows are taken."""
         blocks = self._blocks[table]
+        left = self._limits[table] - blocks.handed_out
+        if left <= 0:
+            return False
         if blocks.used == len(blocks.bounds):
             size = min(max(blocks.rows, GRANULE), LARGEST_BLOCK, self.capacity - self._end)
             if size == 0:
@@ -79,7 +100,8 @@ class RowStore:
             blocks.bounds.append((self._end, self._end + size))
             self._mark(self._end, self._end + size, table)
             self._end += size
-        self.pool.cursors[table, NEXT], self.pool.cursors[table, END] = blocks.bounds[blocks.used]
+        begin, end = blocks.bounds[blocks.used]
+        self.pool.cursors[table, NEXT], self.pool.cursors[table, END] = begin, min(end, begin + left)
         blocks.used += 1
         return True
 
@@ -96,6 +118,23 @@ class RowStore:
         self.pool.cursors[table] = 0, 0, NO_ROW
         self._blocks[table].used = 0
 
+    def take_back(self, rows_N: Tensor) -> None:
+        """Note that no id has these rows any more; the index has given them back to the pool."""
+        self.meta[rows_N, LAST_STEP] = NOBODYS
+
+    def handed_out(self, table: int, most: int = 1 << 18) -> Iterator[slice]:
+        """The rows a table has given to ids so far, in pieces; those whose ids are erased since are among them."""
+        blocks, joined = self._blocks[table], list[tuple[int, int]]()
+        for begin, end in blocks.bounds[: blocks.used]:
+            if joined and joined[-1][1] == begin:
+                joined[-1] = joined[-1][0], end
+            else:
+                joined.append((begin, end))
+        if joined:
+            joined[-1] = joined[-1][0], int(self.pool.cursors[table, NEXT])
+        for begin, end in joined:
+            yield from (slice(first, min(first + most, end)) for first in range(begin, end, most))
+
     def clear_stamps(self) -> None:
         """Make the ticks of group_by_row begin anew."""
         self.meta[: self._end, STAMP] = 0
@@ -103,7 +142,7 @@ class RowStore:
     def stats(self, table: int, ids: int) -> dict[str, int]:
         """Of a table that holds so many ids: rows owned, rows erased and waiting for new ids, bytes of those owned."""
         blocks = self._blocks[table]
-        handed_out = sum(end - begin for begin, end in blocks.bounds[: blocks.used])
+        handed_out = min(blocks.handed_out, self._limits[table])
         fresh = int(self.pool.cursors[table, END] - self.pool.cursors[table, NEXT])
         bytes_per_row = sum(array.shape[1] * array.dtype.itemsize for array in (self.weight, self.state, self.meta))
         return {"rows": blocks.rows, "erased_rows": handed_out - fresh - ids, "row_bytes": blocks.rows * bytes_per_row}

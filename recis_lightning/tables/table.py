@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from recis_lightning.schema import SparseOptimizer, Table
+from recis_lightning.schema_policies import Always
 from triton_ops.index import SHARDS
-from triton_ops.row_layout import COUNT, LAST_STEP
+from triton_ops.row_layout import COUNT, ID, LAST_STEP
+
+ADMITTED, REFUSED, EVICTED, ERASED = 0, 1, 2, 3
+"""Columns of `TableGroup.events`, totals of a table since it was last cleared; REFUSED counts occurrences of ids."""
 
 if TYPE_CHECKING:
     from recis_lightning.tables.group import TableGroup
@@ -52,6 +56,8 @@ class DynamicTable:
         self.declaration = declaration
         self.step = 0
         """Optimizer steps in which it was looked up."""
+        self.times: list[tuple[int, float]] = []
+        """For eviction ttl: steps, and by which Unix time they had ended."""
 
     @property
     def name(self) -> str:
@@ -87,15 +93,20 @@ class DynamicTable:
         return self.group.index.find(ids_N, *self._as_one_run(ids_N))
 
     def find_or_insert(self, ids_N: Tensor) -> Tensor:
-        """The row of each id; new ids get rows with their first values. Ids may repeat. Raises TableFullError."""
-        return self.group.lookup(ids_N, *self._as_one_run(ids_N), insert=True)
+        """The row of each id; new ids get rows with their first values, past any admission. Ids may repeat.
+
+        Raises TableFullError.
+        """
+        return self.group.insert(ids_N, *self._as_one_run(ids_N))
 
     def erase(self, ids_N: Tensor) -> int:
         """Forget ids; their rows go to ids that are new later. Returns how many of them it held.
 
-        Rows looked up before, pending gradients among them, must not be used afterwards.
+        Rows looked up before must not be used afterwards. Raises RuntimeError while gradients wait for the optimizer.
         """
-        return self.group.index.erase(ids_N, self.number, self.group.rows.pool)
+        count = self.group.erase(ids_N, self.number)
+        self.group.events[self.number, ERASED] += count
+        return count
 
     def weight(self, rows_N: Tensor) -> Tensor:
         """A copy of rows, [N, D]; IndexError for a row that is none, such as the -1 of `find`."""
@@ -103,13 +114,18 @@ class DynamicTable:
 
     def export(self, first_shard: int = 0, last_shard: int = SHARDS) -> TableSlice:
         """A copy of what it holds in virtual shards [first_shard, last_shard), ordered by mix64(id) as unsigned."""
-        ids, rows = self.group.index.items(self.number, first_shard, last_shard)
+        _, rows = self.group.index.items(self.number, first_shard, last_shard)
+        return self.slice(rows)
+
+    def slice(self, rows: Tensor) -> TableSlice:
+        """A copy of all that these rows hold."""
         slots = {
             name: self.group.state[:, columns].index_select(0, rows)
             for name, columns in self.group.state_slices.items()
         }
         record = self.group.meta.index_select(0, rows)
-        return TableSlice(ids, self.weight(rows), slots, record[:, LAST_STEP].clone(), record[:, COUNT].clone())
+        ids, last_step, count = (record[:, column].clone() for column in (ID, LAST_STEP, COUNT))
+        return TableSlice(ids, self.weight(rows), slots, last_step, count)
 
     def load(self, part: TableSlice) -> None:
         """Insert or overwrite ids with all that a slice says about them.
@@ -149,13 +165,61 @@ class DynamicTable:
         """Forget everything; its rows wait for new ids."""
         self.group.index.clear(self.number)
         self.group.rows.clear(self.number)
+        self.group.gate.forget(self.number)
+        self.group.events[self.number] = 0
+        self.group.erasures += 1
         self.step = 0
+        self.times = []
 
-    def stats(self) -> dict[str, int | float]:
-        """Its ids, rows owned, rows erased and waiting, bytes of rows and index, segments, slots and their load."""
+    @property
+    def has_policies(self) -> bool:
+        """Whether anything is declared of what it takes up, forgets, or holds at most."""
+        declared = self.declaration
+        return declared.admission != Always() or bool(declared.eviction) or declared.capacity is not None
+
+    def policy_state(self) -> dict[str, Any]:
+        """Plain values that its policies need to go on after a checkpoint: totals, and when steps were."""
+        return {"events": self.group.events[self.number].tolist(), "times": [list(time) for time in self.times]}
+
+    def load_policy_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `policy_state` gave."""
+        self.group.events[self.number] = state["events"]
+        self.times = [(int(step), float(time)) for step, time in state["times"]]
+
+    def export_admission(self, first_shard: int = 0, last_shard: int = SHARDS) -> dict[str, Tensor]:
+        """What its admission has counted in virtual shards [first_shard, last_shard), as tensors; {} for nothing."""
+        return self.group.gate.export(self.number, first_shard, last_shard)
+
+    def load_admission(self, state: Mapping[str, Tensor], first_shard: int = 0, last_shard: int = SHARDS) -> None:
+        """Take over what `export_admission` gave, as far as it is of these virtual shards."""
+        self.group.gate.load(self.number, first_shard, last_shard, state)
+
+    def stats(self, scan: bool = False) -> dict[str, int | float]:
+        """Its ids, rows owned, rows erased and waiting, bytes of rows and index, segments, slots and their load.
+
+        Since it was cleared: ids inserted (loading included) and admitted, occurrences of ids refused, ids evicted.
+        With ``scan``, which reads the whole table: how many slots a lookup reads to find an id, on average and at most,
+        and the least, mean and greatest Euclidean norm of its embeddings.
+        """
         index = self.group.index.stats(self.number)
         load = index["ids"] / index["slots"] if index["slots"] else 0.0
-        return index | {"load": load} | self.group.rows.stats(self.number, index["ids"])
+        admitted, refused, evicted, erased = self.group.events[self.number].tolist()
+        inserted = index["ids"] + evicted + erased
+        open_ = self.declaration.admission == Always()
+        events = {"inserted": inserted, "admitted": inserted if open_ else admitted, "refused": refused}
+        found = index | {"load": load} | self.group.rows.stats(self.number, index["ids"]) | events
+        found |= {"evicted": evicted} | self.group.gate.stats(self.number)
+        return found | self._scan() if scan else found
+
+    def _scan(self) -> dict[str, float]:
+        mean, most = self.group.index.probe_lengths(self.number)
+        _, rows = self.group.index.items(self.number)
+        norms = [
+            torch.linalg.vector_norm(self.weight(part), dim=1, dtype=torch.float64) for part in rows.split(1 << 18)
+        ]
+        norm_N = torch.cat(norms) if len(rows) else torch.zeros(1, dtype=torch.float64)
+        norm = {"norm_min": float(norm_N.min()), "norm_mean": float(norm_N.mean()), "norm_max": float(norm_N.max())}
+        return {"probe_mean": mean, "probe_max": most} | norm
 
     def _as_one_run(self, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         return torch.tensor([0, len(ids_N)]), torch.tensor([self.number])

@@ -1,7 +1,7 @@
 """What a run does beside training: it commits the loader's position, measures, records itself, and stops when asked.
 
-`RecModule.configure_callbacks` adds `CommitLoader`, `TableStatistics`, `Throughput`, `RunRecord` and `SaveOnInterrupt`
-to every Trainer. `RunProgressBar` is the CLI's; pass it as a callback to have it from Python.
+`RecModule.configure_callbacks` adds `CommitLoader`, `EvictIds`, `TableStatistics`, `Throughput`, `RunRecord` and
+`SaveOnInterrupt` to every Trainer. `RunProgressBar` is the CLI's; pass it as a callback to have it from Python.
 """
 
 import json
@@ -109,8 +109,27 @@ class SteppedCallback(Callback):
         return self.stepped and is_logged(trainer, trainer.global_step)
 
 
+class EvictIds(SteppedCallback):
+    """Lets tables forget the ids that their evictions name, after each optimizer step that one of them is due at.
+
+    Never between batches that are accumulated to one step, nor after a step that a loss scaler has skipped.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        embedding: Any = pl_module.embedding
+        if self.stepped and not any(group.pending for group in embedding.groups):
+            embedding.evict()
+
+
 class TableStatistics(SteppedCallback):
-    """Logs sparse/<table>/rows of every table, and sparse/rows and sparse/bytes of all together."""
+    """Logs sparse/<table>/rows of every table, and sparse/rows and sparse/bytes of all together.
+
+    Of tables with admission, eviction or a capacity also inserted, admitted, evicted (ids so far), refused (occurrences
+    so far), and waiting (ids that are counted and not admitted).
+    """
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -124,8 +143,15 @@ def table_statistics(tables: Mapping[str, DynamicTable]) -> dict[str, float]:
     """What `TableStatistics` logs, of these tables."""
     stats = {name: table.stats() for name, table in tables.items()}
     rows = {f"sparse/{name}/rows": float(table["ids"]) for name, table in stats.items()}
-    used = sum(table["row_bytes"] + table["index_bytes"] for table in stats.values())
-    return rows | {"sparse/rows": sum(rows.values()), "sparse/bytes": float(used)}
+    used = sum(table["row_bytes"] + table["index_bytes"] + table.get("admission_bytes", 0) for table in stats.values())
+    events = {
+        f"sparse/{name}/{event}": float(stats[name][event])
+        for name, table in tables.items()
+        if table.has_policies
+        for event in ("inserted", "admitted", "refused", "evicted", "waiting")
+        if event in stats[name]
+    }
+    return rows | events | {"sparse/rows": sum(rows.values()), "sparse/bytes": float(used)}
 
 
 SPEED = "perf/rows_per_second"

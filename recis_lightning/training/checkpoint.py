@@ -5,7 +5,8 @@
     x.ckpt/dense.safetensors               the module's state_dict
     x.ckpt/tables/<name>/0000-4096.safetensors
                                            rows of virtual shards [0, 4096), in their order: ids, weight, last_step,
-                                           count, slot.<name> of the optimizer, shard_offsets: where each shard starts
+                                           count, slot.<name> of the optimizer, shard_offsets: where each shard starts,
+                                           admission.<name> of what its admission has counted
     x.ckpt/towers/<name>/adapter_model.safetensors
                                            LoRA weights of a tower once more, and adapter_config.json: what peft reads
     x.ckpt/trainer.pt                      the rest: loops with the loader's position, optimizer, schedulers,
@@ -38,6 +39,7 @@ from triton_ops.index import SHARDS
 
 PART_BYTES = 64 << 20  # rows that are in memory twice while they are written or read
 SLOT = "slot."  # how optimizer state is named among a part's tensors
+ADMISSION = "admission."  # and how what admission has counted is
 READER = "recis_lightning.reader"  # where a loaded checkpoint carries its directory on to the tables
 
 
@@ -104,7 +106,7 @@ def _describe(table: DynamicTable) -> dict[str, Any]:
         "optimizer": {"kind": table.optimizer.kind, **dataclasses.asdict(table.optimizer)},
         "step": table.step,
         "rows": len(table),
-    }
+    } | ({"policies": table.policy_state()} if table.has_policies else {})
 
 
 def _save_table(
@@ -115,7 +117,11 @@ def _save_table(
     for first, last in _shard_ranges(table, part_bytes):
         rows = table.export(first, last)
         name = f"tables/{table.name}/{first:04d}-{last:04d}.safetensors"
-        writer.add(name, safetensors.torch.save(_as_tensors(rows, first, last, with_optimizer)), rows=len(rows.ids))
+        tensors = _as_tensors(rows, first, last, with_optimizer)
+        if with_optimizer:
+            counted = table.export_admission(first, last)
+            tensors |= {ADMISSION + key: tensor.contiguous() for key, tensor in counted.items()}
+        writer.add(name, safetensors.torch.save(tensors), rows=len(rows.ids))
         parts.append({"file": name, "first_shard": first, "last_shard": last})
     return parts
 
@@ -191,8 +197,12 @@ def load_tables(
             table.clear()
             for part in saved[name]["parts"]:
                 if part["first_shard"] < last_shard and first_shard < part["last_shard"]:
-                    table.load(_read_part(reader, part, table, first_shard, last_shard))
+                    rows, counted = _read_part(reader, part, table, first_shard, last_shard)
+                    table.load(rows)
+                    table.load_admission(counted, first_shard, last_shard)
             table.step = saved[name]["step"]
+            if "policies" in saved[name]:
+                table.load_policy_state(saved[name]["policies"])
     except Exception:
         for table in tables.values():
             table.clear()
@@ -224,20 +234,23 @@ def _other_model(reader: DirectoryReader, what: str, problems: list[str], shown:
 
 def _read_part(
     reader: DirectoryReader, part: Mapping[str, Any], table: DynamicTable, first_shard: int, last_shard: int
-) -> TableSlice:
+) -> tuple[TableSlice, dict[str, Tensor]]:
+    """The rows of a part that lie in a range of virtual shards, and what admission has counted in all of its shards."""
     tensors = safetensors.torch.load(reader.read(part["file"]))
+    counted = {name: tensors.pop(name) for name in list(tensors) if name.startswith(ADMISSION)}
     offsets = tensors.pop("shard_offsets")
     start = int(offsets[max(first_shard - part["first_shard"], 0)])
     stop = int(offsets[min(last_shard, part["last_shard"]) - part["first_shard"]])
     tensors = {name: tensor[start:stop] for name, tensor in tensors.items()}
     slots = {name.removeprefix(SLOT): tensors[name] for name in tensors if name.startswith(SLOT)}
-    return TableSlice(
+    rows = TableSlice(
         ids=tensors["ids"],
         weight=tensors["weight"],
         slots=slots or _first_slots(table, stop - start),
         last_step=tensors["last_step"],
         count=tensors["count"],
     )
+    return rows, {name.removeprefix(ADMISSION): tensor for name, tensor in counted.items()}
 
 
 def _first_slots(table: DynamicTable, count: int) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from recis_lightning.tables import DynamicTable
 from recis_lightning.towers.collection import TowerCollection
 from recis_lightning.training.callbacks import (
     CommitLoader,
+    EvictIds,
     RunRecord,
     SaveOnInterrupt,
     TableStatistics,
@@ -87,7 +88,7 @@ class RecModule(LightningModule):
         self.network = network(schema)
         self.metrics = nn.ModuleDict({stage: nn.ModuleList(map(TaskMetrics, schema.tasks)) for stage in STAGES})
         self._rows = 1
-        self._callbacks = [CommitLoader(), TableStatistics(), Throughput(), RunRecord(), SaveOnInterrupt()]
+        self._callbacks = [CommitLoader(), EvictIds(), TableStatistics(), Throughput(), RunRecord(), SaveOnInterrupt()]
         if schema.towers:
             self._callbacks.insert(1, TowerReport())
 

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recis_lightning.ragged import Batch
 from recis_lightning.tables import DynamicTable
-from recis_lightning.training.callbacks import CommitLoader
+from recis_lightning.training.callbacks import CommitLoader, EvictIds
 from recis_lightning.training.checkpoint import (
     READER,
     as_json,
@@ -120,8 +120,10 @@ class ShardedStrategy(DDPStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         as_json(dict(trainer.lightning_module.hparams), "hyper_parameters")  # now, not at the first checkpoint
-        # Any callback may save: the loader's position is to be right before the first of them runs.
-        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, CommitLoader))  # type: ignore[attr-defined]
+        # Any callback may save: before the first of them runs, the loader's position is to be right and the step's
+        # evictions are to be over.
+        first = (CommitLoader, EvictIds)
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, first))  # type: ignore[attr-defined]
         super().setup(trainer)
 
     def on_train_start(self) -> None:

@@ -189,6 +189,18 @@ def count_set(begin: Any, size: Any, bit: Any, slots: Any) -> Any:
 
 
 @kernel
+def probe_lengths(begin: Any, size: Any, slots: Any) -> Any:
+    """How many slots are read to find each id in a run of slots, all together; and the most for one of them."""
+    total, most, mask = np.int64(0), np.int64(0), np.uint64(size - 1)
+    for slot in range(begin, begin + size):
+        if slots[slot, ROW] >= 0:
+            length = np.int64((np.uint64(slot) - mix64(slots[slot, ID])) & mask) + 1
+            total += length
+            most = max(most, length)
+    return total, most
+
+
+@kernel
 def move(begin: Any, size: Any, bit: Any, low: Any, high: Any, slots: Any) -> None:
     """Copy the ids in a run of slots to the place ``high`` where this bit of the mixed id is set, else to ``low``."""
     for old in range(begin, begin + size):

@@ -82,6 +82,10 @@ class Index:
         """Sizes of a table's index: ids, slots, segments, index_bytes."""
         return self._implementation.stats(self._check_table(table))
 
+    def probe_lengths(self, table: int) -> tuple[float, int]:
+        """How many slots are read to find an id of a table, on average and at most: (1.0, 1) where none collide."""
+        return self._implementation.probe_lengths(self._check_table(table))
+
     def snapshot(self) -> dict[str, Any]:
         """Everything the index holds, as copies: arrays and plain values."""
         return self._implementation.snapshot()

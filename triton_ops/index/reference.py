@@ -98,6 +98,9 @@ class ReferenceIndex:
     def stats(self, table: int) -> dict[str, int]:
         return {"ids": self.count(table), "slots": 0, "segments": 0, "index_bytes": 0}
 
+    def probe_lengths(self, table: int) -> tuple[float, int]:
+        return 1.0, 1
+
     def snapshot(self) -> dict[str, Any]:
         return {"rows_of": copy.deepcopy(self._rows_of)}
 

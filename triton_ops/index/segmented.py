@@ -109,6 +109,13 @@ class SegmentedIndex:
         slots = int(places[:, MASK].sum()) + len(places)
         return {"ids": self.count(table), "slots": slots, "segments": len(places), "index_bytes": slots * 16}
 
+    def probe_lengths(self, table: int) -> tuple[float, int]:
+        total, most = 0, 0
+        for begin, mask in self._places_of(table, 0, SHARDS).tolist():
+            segment_total, longest = cpu.probe_lengths(begin, mask + 1, self._slots)
+            total, most = total + int(segment_total), max(most, int(longest))
+        return (total / self.count(table), most) if self.count(table) else (1.0, 1)
+
     def _entries(self, table: int) -> slice:
         """The table's part of the directory."""
         begin = int(self._tables[table, DIRECTORY])

@@ -1,0 +1,252 @@
+"""Which unknown ids of a group of tables get a row: all, the n-th time, by chance, or none.
+
+Every decision is one for all occurrences of an id in a lookup, so that it does not depend on their order. Rules for
+several tables run in one call.
+
+M unknown ids of a lookup with repetitions, T tables of the group, S virtual shards.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import xxhash
+from torch import Tensor
+
+from recis_lightning.schema import Table
+from recis_lightning.schema_policies import BLOOM_CELLS_MOST, Always, Bloom, Counter, Probability
+from recis_lightning.tables.memory import reserve
+from recis_lightning.tables.rows import RowStore, TableFullError
+from triton_ops.group_by_row import LAST_TICK, group_by_row
+from triton_ops.index import SHARDS, Index, mix64, virtual_shard
+from triton_ops.row_layout import COUNT, GRANULE, ID, LAST_STEP
+
+
+class _Rule(Protocol):
+    """One kind of admission, for the tables that declare it."""
+
+    def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
+        """Count what it has to count; bool [M], the same for all occurrences of an id."""
+
+    def forget(self, table: int, last_step_below: int | None) -> None:
+        """Forget what it knows of a table: all, or of ids that were last met before a step."""
+
+    def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
+        """What it knows of a table's virtual shards [first_shard, last_shard), as copies."""
+
+    def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
+        """Take over what `export` gave."""
+
+    def stats(self, table: int) -> dict[str, int]:
+        """waiting: ids it has met and not admitted, where it knows; admission_bytes."""
+
+
+class Gate:
+    """The admission rules of a group of tables."""
+
+    def __init__(self, tables: Sequence[Table], seed: int, max_rows: int | None) -> None:
+        kinds = [table.admission.kind for table in tables]
+        self.is_open = kinds == [Always.kind] * len(kinds)
+        """Whether every id is admitted everywhere."""
+        self._is_open_T = torch.tensor([kind == Always.kind for kind in kinds])
+        self._rules: dict[str, _Rule] = {}
+        if Counter.kind in kinds:
+            self._rules[Counter.kind] = _CountingRule(tables, max_rows)
+        if Bloom.kind in kinds:
+            self._rules[Bloom.kind] = _BloomRule(tables)
+        if Probability.kind in kinds:
+            self._rules[Probability.kind] = _ChanceRule(tables, seed)
+        self._covers_T = {kind: torch.tensor([kind == other for other in kinds]) for kind in self._rules}
+        self._kinds = kinds
+
+    def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
+        """Which of these unknown ids get a row: bool [M]. ``ids_M`` and their tables are int64 [M]; ids may repeat."""
+        admitted_M = self._is_open_T[tables_M]
+        for kind, rule in self._rules.items():
+            covered = self._covers_T[kind][tables_M].nonzero().squeeze(1)
+            if len(covered):
+                admitted_M[covered] = rule.admit(ids_M[covered], tables_M[covered], step)
+        return admitted_M
+
+    def forget(self, table: int, last_step_below: int | None = None) -> None:
+        if rule := self._rules.get(self._kinds[table]):
+            rule.forget(table, last_step_below)
+
+    def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
+        rule = self._rules.get(self._kinds[table])
+        return rule.export(table, first_shard, last_shard) if rule else {}
+
+    def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
+        if rule := self._rules.get(self._kinds[table]):
+            rule.load(table, first_shard, last_shard, state)
+
+    def stats(self, table: int) -> dict[str, int]:
+        rule = self._rules.get(self._kinds[table])
+        return rule.stats(table) if rule else {}
+
+    def snapshot(self) -> list[dict[str, Tensor]]:
+        """What is known of each table, as copies."""
+        return [self.export(table, 0, SHARDS) for table in range(len(self._kinds))]
+
+    def restore(self, snapshot: Sequence[Mapping[str, Tensor]]) -> None:
+        for table, state in enumerate(snapshot):
+            self.load(table, 0, SHARDS, state)
+
+
+class _CountingRule:
+    """Counts exactly, in tables of their own: an index, and rows that are only their records."""
+
+    def __init__(self, tables: Sequence[Table], max_rows: int | None) -> None:
+        self._names = [table.name for table in tables]
+        self._threshold_T = torch.tensor([getattr(table.admission, "threshold", 1) for table in tables])
+        self._rows = RowStore(len(tables), 0, 0, torch.float32, max_rows)
+        self._index = Index(len(tables), self._rows.slots.numpy())
+        self._tick = 0
+
+    def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
+        rows_M = self._rows_of(ids_M, tables_M)
+        if self._tick == LAST_TICK:
+            self._rows.clear_stamps()
+            self._tick = 0
+        self._tick += 1
+        rows_U, inverse_M = group_by_row(rows_M, self._rows.meta, self._rows.granule_table, self._tick, step)
+        tables_U = self._rows.granule_table[rows_U // GRANULE].long()
+        admitted_U = self._rows.meta[rows_U, COUNT] >= self._threshold_T[tables_U]
+        self._erase(rows_U[admitted_U], tables_U[admitted_U])
+        return admitted_U[inverse_M]
+
+    def _rows_of(self, ids_M: Tensor, tables_M: Tensor) -> Tensor:
+        """The row of each id's record, a new one at 0."""
+        tables_K, sizes_K = torch.unique_consecutive(tables_M, return_counts=True)
+        splits_K1 = torch.zeros(len(tables_K) + 1, dtype=torch.int64)
+        torch.cumsum(sizes_K, 0, out=splits_K1[1:])
+        inserted = self._index.find_or_insert(ids_M, splits_K1, tables_K, self._rows.pool)
+        self._rows.meta[inserted.new_rows, LAST_STEP] = 0
+        self._rows.meta[inserted.new_rows, COUNT] = 0
+        if inserted.full_table is not None:
+            raise TableFullError(
+                f"table '{self._names[inserted.full_table]}': its admission has room to count {self._rows.room:,} ids "
+                "that wait, and it is taken; take admission bloom, or an eviction by age, which forgets them too"
+            )
+        return inserted.rows
+
+    def _erase(self, rows_U: Tensor, tables_U: Tensor) -> None:
+        ids_U = self._rows.meta[rows_U, ID]
+        for table in tables_U.unique().tolist():
+            self._index.erase(ids_U[tables_U == table], table, self._rows.pool)
+        self._rows.take_back(rows_U)
+
+    def forget(self, table: int, last_step_below: int | None) -> None:
+        if last_step_below is None:
+            self._index.clear(table)
+            self._rows.clear(table)
+            return
+        ids, rows = self._index.items(table)
+        old = self._rows.meta[rows, LAST_STEP] < last_step_below
+        self._index.erase(ids[old], table, self._rows.pool)
+        self._rows.take_back(rows[old])
+
+    def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
+        ids, rows = self._index.items(table, first_shard, last_shard)
+        return {"ids": ids, "count": self._rows.meta[rows, COUNT], "last_step": self._rows.meta[rows, LAST_STEP]}
+
+    def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
+        if "ids" not in state:
+            return
+        shards = virtual_shard(state["ids"])
+        kept = (shards >= first_shard) & (shards < last_shard)
+        rows = self._rows_of(state["ids"][kept], torch.full((int(kept.sum()),), table))
+        self._rows.meta[rows, COUNT] = state["count"][kept]
+        self._rows.meta[rows, LAST_STEP] = state["last_step"][kept]
+
+    def stats(self, table: int) -> dict[str, int]:
+        index = self._index.stats(table)
+        bytes_ = index["index_bytes"] + self._rows.stats(table, index["ids"])["row_bytes"]
+        return {"waiting": index["ids"], "admission_bytes": bytes_}
+
+
+class _BloomRule:
+    """Counting Bloom filters: each id has some cells among those of its virtual shard, and counts as their least one.
+
+    Counts only grow, up to 255, in whatever order ids come. So a rank that owns some virtual shards owns their cells.
+    """
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._names = [table.name for table in tables]
+        bytes_ = [table.admission.bytes if isinstance(table.admission, Bloom) else 0 for table in tables]
+        self._width_T = torch.tensor([count // SHARDS for count in bytes_])
+        """Cells of a virtual shard."""
+        self._first_T = torch.cat([torch.zeros(1, dtype=torch.int64), (self._width_T * SHARDS).cumsum(0)])
+        self._hashes_T = torch.tensor([getattr(table.admission, "hashes", 0) for table in tables])
+        self._threshold_T = torch.tensor([getattr(table.admission, "threshold", 1) for table in tables])
+        self._cells = reserve((int(self._first_T[-1]),), torch.uint8)
+
+    def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
+        cells_MH, is_cell_MH = self._cells_of(ids_M, tables_M)
+        cells_C, added_C = torch.unique(cells_MH[is_cell_MH], return_counts=True)
+        self._cells[cells_C] = (self._cells[cells_C] + added_C).clamp_(max=BLOOM_CELLS_MOST).to(torch.uint8)
+        counts_MH = self._cells[cells_MH].masked_fill(~is_cell_MH, BLOOM_CELLS_MOST)
+        return counts_MH.amin(dim=1) >= self._threshold_T[tables_M]
+
+    def _cells_of(self, ids_M: Tensor, tables_M: Tensor) -> tuple[Tensor, Tensor]:
+        """The cells of each id, [M, H], and which of them are meant: tables may have fewer hashes than others."""
+        mixed_M = mix64(ids_M)
+        start_M, stride_M = mixed_M & 0xFFFFFFFF, (mix64(mixed_M) & 0xFFFFFFFF) | 1
+        number_H = torch.arange(int(self._hashes_T.max()))
+        width_M1 = self._width_T[tables_M, None]
+        place_MH = (start_M[:, None] + stride_M[:, None] * number_H) % width_M1
+        first_M1 = self._first_T[tables_M, None] + virtual_shard(ids_M)[:, None] * width_M1
+        return first_M1 + place_MH, number_H < self._hashes_T[tables_M, None]
+
+    def _part(self, table: int, first_shard: int, last_shard: int) -> Tensor:
+        cells_SW = self._cells[self._first_T[table] : self._first_T[table + 1]].view(SHARDS, -1)
+        return cells_SW[first_shard:last_shard]
+
+    def forget(self, table: int, last_step_below: int | None) -> None:
+        if last_step_below is None:  # a cell does not know when it was last met
+            self._part(table, 0, SHARDS).zero_()
+
+    def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
+        shards = torch.tensor([first_shard, last_shard])
+        return {"cells": self._part(table, first_shard, last_shard).clone(), "shards": shards}
+
+    def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
+        if "cells" not in state:
+            return
+        begin, end = state["shards"].tolist()
+        first, last = max(begin, first_shard), min(end, last_shard)
+        if state["cells"].shape[1] != self._width_T[table]:
+            raise ValueError(
+                f"table '{self._names[table]}': a Bloom filter of {state['cells'].shape[1] * SHARDS:,} bytes was saved, "
+                f"{int(self._width_T[table]) * SHARDS:,} are declared; declare what was saved"
+            )
+        self._part(table, first, last).copy_(state["cells"][first - begin : last - begin])
+
+    def stats(self, table: int) -> dict[str, int]:
+        return {"admission_bytes": int(self._width_T[table]) * SHARDS}
+
+
+class _ChanceRule:
+    """Draws for each unknown id of a lookup, from (seed, table, id, step): nothing to keep, whatever comes again."""
+
+    def __init__(self, tables: Sequence[Table], seed: int) -> None:
+        hashes = [xxhash.xxh3_64_intdigest(table.name.encode(), seed=seed % 2**64) for table in tables]
+        self._key_T = torch.tensor([value - 2**64 if value >= 2**63 else value for value in hashes])
+        chances = [getattr(table.admission, "probability", 0.0) for table in tables]
+        self._below_T = torch.tensor([int(chance * 2**53) for chance in chances])
+
+    def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
+        drawn_M = mix64(mix64(ids_M ^ self._key_T[tables_M]) + step)
+        return ((drawn_M >> 11) & (2**53 - 1)) < self._below_T[tables_M]
+
+    def forget(self, table: int, last_step_below: int | None) -> None:
+        """Nothing is known."""
+
+    def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Any]) -> None:
+        """Nothing is known."""
+
+    def stats(self, table: int) -> dict[str, int]:
+        return {}

@@ -217,7 +217,7 @@ class _BloomRule:
         first, last = max(begin, first_shard), min(end, last_shard)
         if state["cells"].shape[1] != self._width_T[table]:
             raise ValueError(
-                f"table '{self._names[table]}': a Bloom filter of {state['cells'].shape[1] * SHARDS:,} bytes was saved, "
+                f"table '{self._names[table]}': a filter of {state['cells'].shape[1] * SHARDS:,} bytes was saved, "
                 f"{int(self._width_T[table]) * SHARDS:,} are declared; declare what was saved"
             )
         self._part(table, first, last).copy_(state["cells"][first - begin : last - begin])

@@ -151,7 +151,7 @@ def test_parts_of_what_was_counted_load_by_the_shards_that_are_asked_for() -> No
 
 def test_filter_of_another_size_is_refused_by_name_of_both_sizes() -> None:
     group, other = make_group(Bloom(threshold=2, bytes=1 << 16)), make_group(Bloom(threshold=2, bytes=1 << 17))
-    with pytest.raises(ValueError, match="table 't0': a Bloom filter of 65,536 bytes was saved, 131,072 are declared"):
+    with pytest.raises(ValueError, match="table 't0': a filter of 65,536 bytes was saved, 131,072 are declared"):
         other[0].load_admission(group[0].export_admission())
 
 

@@ -12,7 +12,7 @@ What the kernels read, for T tables, E directory entries, G segments, S slots an
   tables     int64 [T, 3]   DIRECTORY, SHIFT, COUNT
   places     uint64 [E, 2]  BEGIN, MASK of the entry's segment: repeated for each entry, so that a probe reads one line
   directory  int32 [E]      the number of the entry's segment
-  used       int64 [G]      how many ids a segment holds
+  used       int64 [G, 2]   HELD, LIMIT: how many ids a segment holds, and how many it may hold before it grows
   slots      int64 [S, 2]   ID, ROW
   cursors    int64 [T, 3]   and row_ids int64 [R]: see RowPool
 """
@@ -28,6 +28,7 @@ from triton_ops.prefetch import prefetch
 ID, ROW = 0, 1
 SLOT_BYTES = 16
 DIRECTORY, SHIFT, COUNT = 0, 1, 2  # a table's first directory entry, 63 - the bits its directory is picked by, its ids
+HELD, LIMIT = 0, 1
 BEGIN, MASK = 0, 1  # a segment's first slot, a multiple of its size; its size - 1
 
 # Why find_or_insert stopped.
@@ -93,7 +94,7 @@ def find_or_insert(ids: Any, splits: Any, tables_of_runs: Any, start: Any, table
     """Write the rows of ids[start:], giving new ids the next row of their table, in order.
 
     Returns (position, new_count, why, table, segment): all is done, or it stopped at ids[position] because that segment
-    is half full or that table has no row left. ``new_rows[:new_count]`` are the rows handed out.
+    is full or that table has no row left. ``new_rows[:new_count]`` are the rows handed out.
     """
     starts, masks = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
     for run in range(len(tables_of_runs)):
@@ -108,7 +109,7 @@ def find_or_insert(ids: Any, splits: Any, tables_of_runs: Any, start: Any, table
                 row = slots[slot, ROW]
                 if row < 0:
                     segment = directory[_entry_of(mix64(id_), first_entry, shift)]
-                    if 2 * used[segment] >= np.int64(masks[i]):
+                    if used[segment, HELD] >= used[segment, LIMIT]:
                         return begin + i, new_count, SEGMENT_FULL, table, segment
                     row = cursors[table, FREE]
                     if row >= 0:
@@ -121,7 +122,7 @@ def find_or_insert(ids: Any, splits: Any, tables_of_runs: Any, start: Any, table
                     row_ids[row] = id_
                     slots[slot, ID] = id_
                     slots[slot, ROW] = row
-                    used[segment] += 1
+                    used[segment, HELD] += 1
                     tables[table, COUNT] += 1
                     new_rows[new_count] = row
                     new_count += 1
@@ -145,7 +146,7 @@ def erase(ids: Any, table: Any, tables: Any, places: Any, directory: Any, used: 
             if row >= 0:
                 row_ids[row] = cursors[table, FREE]
                 cursors[table, FREE] = row
-                used[directory[_entry_of(mix64(ids[begin + i]), first_entry, shift)]] -= 1
+                used[directory[_entry_of(mix64(ids[begin + i]), first_entry, shift)], HELD] -= 1
                 tables[table, COUNT] -= 1
                 _close_gap(slot, masks[i], slots)
                 erased += 1

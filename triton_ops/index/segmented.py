@@ -4,8 +4,10 @@ N ids in a call, K runs of ids that belong to one table each, T tables, G segmen
 
 A table starts with one segment of 64 slots. A segment that is half full doubles until it has 2^18 slots; from there it
 splits in two by the next top bit of the mixed id, and the table's directory doubles where that bit is new to it. Past
-12 bits, the virtual shards, segments double again. So no step of growth moves more than 2^17 ids (a few milliseconds)
-below half a billion ids a table, and a segment never spans shards that another one has a part of.
+12 bits, the virtual shards, segments double again. So none of these steps moves more than 2^17 ids (a few milliseconds)
+below half a billion ids a table, and a segment never spans shards that another one has a part of. Since ids fill all
+segments of a table alike, large ones would all split within one batch: each has a limit of its own, between three
+eighths and a half, which spreads their splits over many batches.
 """
 
 import copy
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from triton_ops.index import cpu
-from triton_ops.index.cpu import BEGIN, COUNT, DIRECTORY, MASK, SHIFT
+from triton_ops.index.cpu import BEGIN, COUNT, DIRECTORY, HELD, LIMIT, MASK, SHIFT
 from triton_ops.index.layout import SHARDS, Inserted, RowPool
 from triton_ops.index.reference import unmix64
 from triton_ops.index.slot_heap import SlotHeap
@@ -39,7 +41,7 @@ class SegmentedIndex:
         self._tables[:, DIRECTORY] = np.arange(tables)
         self._places = np.zeros((tables, 2), dtype=np.uint64)
         self._directory = np.zeros(tables, dtype=np.int32)
-        self._used = np.zeros(tables, dtype=np.int64)
+        self._used = np.zeros((tables, 2), dtype=np.int64)
         self._free_segments = list(range(tables - 1, -1, -1))
         for table in range(tables):
             self._start(table)
@@ -55,7 +57,7 @@ class SegmentedIndex:
             )
         entry = self._entries(table)
         self._places[entry] = place
-        self._directory[entry] = self._new_segment()
+        self._directory[entry] = self._new_segment(FIRST_SEGMENT)
 
     # ------------------------------------------------------------------------------------------------ the operations
 
@@ -152,6 +154,7 @@ class SegmentedIndex:
             return False
         cpu.move(begin, mask + 1, 0, place, place, self._slots)
         self._places[mine] = place
+        self._set_limit(self._directory[mine[0]], 2 * (mask + 1))
         self._heap.free(begin, mask + 1)
         return True
 
@@ -160,7 +163,7 @@ class SegmentedIndex:
         begin, mask = self._places[mine[0]].tolist()
         segment, half = self._directory[mine[0]], len(mine) // 2
         high_count = int(cpu.count_set(begin, mask + 1, bit, self._slots))
-        low_count = int(self._used[segment]) - high_count
+        low_count = int(self._used[segment, HELD]) - high_count
         # Sized by what each will hold: where all ids share the bit, the empty half must not cost a large segment.
         low, high = self._new_place(_roomy(low_count)), self._new_place(_roomy(high_count))
         if low is None or high is None:
@@ -170,8 +173,9 @@ class SegmentedIndex:
             return False
         cpu.move(begin, mask + 1, bit, low, high, self._slots)
         self._places[mine[:half]], self._places[mine[half:]] = low, high
-        self._directory[mine[half:]] = new_segment = self._new_segment()
-        self._used[segment], self._used[new_segment] = low_count, high_count
+        self._directory[mine[half:]] = new_segment = self._new_segment(int(high[MASK]) + 1)
+        self._set_limit(segment, int(low[MASK]) + 1)
+        self._used[segment, HELD], self._used[new_segment, HELD] = low_count, high_count
         self._heap.free(begin, mask + 1)
         return True
 
@@ -183,15 +187,21 @@ class SegmentedIndex:
         cpu.clear_slots(begin, size, self._slots)
         return np.array([begin, size - 1], dtype=np.uint64)
 
-    def _new_segment(self) -> int:
-        """The number of a new segment, with no ids."""
+    def _new_segment(self, size: int) -> int:
+        """The number of a new segment, with so many slots and no ids."""
         if not self._free_segments:
             count = len(self._used)
             self._used = np.concatenate([self._used, np.zeros_like(self._used)])
             self._free_segments = list(range(2 * count - 1, count - 1, -1))
         segment = self._free_segments.pop()
-        self._used[segment] = 0
+        self._used[segment, HELD] = 0
+        self._set_limit(segment, size)
         return segment
+
+    def _set_limit(self, segment: int, size: int) -> None:
+        spread = size // 8 if size >= LARGEST_SEGMENT else 0
+        # Multiples of the golden ratio lie evenly between whole numbers, however many there are.
+        self._used[segment, LIMIT] = size // 2 - int(spread * (0.6180339887498949 * int(segment) % 1))
 
     def _double_directory(self, table: int, entry: int) -> np.ndarray:
         """Give a table a directory of one bit more, behind all others, and say which two entries were ``entry``.

@@ -5,6 +5,7 @@ recis data synth OUT                                           make data
 recis data hold-out DATA --column C --out OUT                  part rows by the values of a column
 recis text train-tokenizer DATA --column C --out FILE          train a tokenizer from texts
 recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors of items
+recis tables inspect PATH                                      what the tables of a checkpoint hold
 recis doctor                                                   what is installed, and which kernels run
 
 Mistakes of the user end in a few lines and status 2; RECIS_TRACEBACK=1 shows where they were found.
@@ -28,6 +29,7 @@ STAGES = {
 COMMANDS = STAGES | {
     "data": "make data (synth), and split them (hold-out)",
     "text": "train a tokenizer (train-tokenizer), and write item vectors (export-vectors)",
+    "tables": "look into tables (inspect)",
     "doctor": "show versions, devices, and which kernels run and why",
 }
 
@@ -74,6 +76,10 @@ def dispatch(command: str, arguments: list[str]) -> int:
         from recis_lightning.cli.text import run as run_text
 
         return run_text(arguments)
+    if command == "tables":
+        from recis_lightning.cli.tables import run as run_tables
+
+        return run_tables(arguments)
     if command == "doctor":
         from recis_lightning.cli.doctor import examine
 

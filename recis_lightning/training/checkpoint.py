@@ -194,19 +194,30 @@ def load_tables(
         raise _other_model(reader, "tables", problems)
     try:
         for name, table in tables.items():
-            table.clear()
-            for part in saved[name]["parts"]:
-                if part["first_shard"] < last_shard and first_shard < part["last_shard"]:
-                    rows, counted = _read_part(reader, part, table, first_shard, last_shard)
-                    table.load(rows)
-                    table.load_admission(counted, first_shard, last_shard)
-            table.step = saved[name]["step"]
-            if "policies" in saved[name]:
-                table.load_policy_state(saved[name]["policies"])
+            load_table(table, reader, saved[name], first_shard, last_shard)
     except Exception:
         for table in tables.values():
             table.clear()
         raise
+
+
+def load_table(
+    table: DynamicTable,
+    reader: DirectoryReader,
+    saved: Mapping[str, Any],
+    first_shard: int = 0,
+    last_shard: int = SHARDS,
+) -> None:
+    """Fill one table with what the manifest's entry ``saved`` says of it; errors are those of the table itself."""
+    table.clear()
+    for part in saved["parts"]:
+        if part["first_shard"] < last_shard and first_shard < part["last_shard"]:
+            rows, counted = _read_part(reader, part, table, first_shard, last_shard)
+            table.load(rows)
+            table.load_admission(counted, first_shard, last_shard)
+    table.step = saved["step"]
+    if "policies" in saved:
+        table.load_policy_state(saved["policies"])
 
 
 def _table_mismatches(tables: Mapping[str, DynamicTable], saved: Mapping[str, Any]) -> Iterator[str]:

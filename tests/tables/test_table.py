@@ -137,6 +137,19 @@ def test_stats_count_ids_rows_and_bytes() -> None:
     assert repr(table) == "DynamicTable('user', 70 ids, dim 3, torch.float32, adam)"
 
 
+def test_scan_tells_probe_lengths_and_norms() -> None:
+    table = make_table(Sgd())
+    empty = table.stats(scan=True)
+    assert (empty["probe_mean"], empty["probe_max"], empty["norm_max"]) == (1.0, 1, 0.0)
+    rows = table.find_or_insert(torch.arange(3000))
+    table.group.weight[rows] = 0.0
+    table.group.weight[rows[:2]] = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+    stats = table.stats(scan=True)
+    assert (stats["norm_min"], stats["norm_mean"], stats["norm_max"]) == (0.0, 6.0 / 3000, 5.0)
+    assert 1.0 <= stats["probe_mean"] < 2.5  # 1.5 is expected of linear probing at a load of a half
+    assert stats["probe_max"] >= stats["probe_mean"]
+
+
 def test_weight_gives_a_copy_and_refuses_rows_that_are_none() -> None:
     table = make_table(Sgd())
     rows = table.find_or_insert(torch.tensor([1, 2]))

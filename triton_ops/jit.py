@@ -13,17 +13,18 @@ import numba
 _ROOT = Path(__file__).parent
 
 
-def kernel(function: Callable[..., Any], *, fastmath: frozenset[str] = frozenset()) -> Any:
+def kernel(function: Callable[..., Any], *, fastmath: frozenset[str] = frozenset(), parallel: bool = False) -> Any:
     """Compile a function with Numba at its first call, and load it from disk in later processes.
 
-    ``fastmath`` names liberties with floating-point arithmetic, by LLVM's flags.
+    ``fastmath`` names liberties with floating-point arithmetic, by LLVM's flags. ``parallel`` runs loops over
+    numba.prange on several threads; such a kernel may only be called where `triton_ops.threads` allows it.
 
     A kernel has in it what it imports from other files: helpers, and constants such as the columns of a record. Numba
     throws a kept kernel away when its own file changes, but not when one of those does. So kernels are kept in a folder
     named by the content of all of triton_ops.
     """
     # numpy: a division by zero gives inf, instead of a branch and an exception at each division.
-    options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
+    options = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath), "parallel": parallel}
     folder = cache_folder()
     if folder is None:
         return numba.njit(**options)(function)  # type: ignore[call-overload]

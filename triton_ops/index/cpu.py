@@ -20,6 +20,7 @@ What the kernels read, for T tables, E directory entries, G segments, S slots an
 from typing import Any
 
 import numpy as np
+from numba import prange
 
 from triton_ops.index.layout import END, FREE, NEXT
 from triton_ops.jit import kernel
@@ -74,17 +75,30 @@ def _probe(id_: Any, slot: Any, mask: Any, slots: Any) -> Any:
 
 @kernel
 def find(ids: Any, splits: Any, tables_of_runs: Any, missing: Any, tables: Any, places: Any, slots: Any,
-         rows: Any) -> None:  # fmt: skip
-    """Write each id's row, or ``missing``, to ``rows``. Changes nothing else."""
+         rows: Any, start: Any, stop: Any) -> None:  # fmt: skip
+    """Write the row of each of ids[start:stop], or ``missing``, to ``rows``. Changes nothing else."""
     starts, masks = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
     for run in range(len(tables_of_runs)):
         first_entry, shift = tables[tables_of_runs[run], DIRECTORY], tables[tables_of_runs[run], SHIFT]
-        for begin in range(splits[run], splits[run + 1], BLOCK):
-            count = min(BLOCK, splits[run + 1] - begin)
+        end = min(splits[run + 1], stop)
+        for begin in range(max(splits[run], start), end, BLOCK):
+            count = min(BLOCK, end - begin)
             _start_block(ids, begin, count, first_entry, shift, places, slots, starts, masks)
             for i in range(count):
                 row = slots[_probe(ids[begin + i], starts[i], masks[i], slots), ROW]
                 rows[begin + i] = row if row >= 0 else missing
+
+
+def _find_on_threads(ids: Any, splits: Any, tables_of_runs: Any, missing: Any, tables: Any, places: Any, slots: Any,
+                     rows: Any, parts: Any) -> None:  # fmt: skip
+    """`find` for all ids, in so many parts at once."""
+    size = (len(ids) + parts - 1) // parts
+    for part in prange(parts):
+        start = part * size
+        find(ids, splits, tables_of_runs, missing, tables, places, slots, rows, start, min(start + size, len(ids)))
+
+
+find_on_threads = kernel(_find_on_threads, parallel=True)
 
 
 @kernel

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from triton_ops.index import cpu
 from triton_ops.index.cpu import BEGIN, COUNT, DIRECTORY, HELD, LIMIT, MASK, SHIFT
-from triton_ops.index.layout import SHARDS, Inserted, RowPool
+from triton_ops.index.layout import NO_ROW, SHARDS, Inserted, RowPool
 from triton_ops.index.reference import unmix64
 from triton_ops.index.slot_heap import SlotHeap
+from triton_ops.threads import limited_to, threads_for
 
 FIRST_SEGMENT = 64  # slots: 1 KB
 LARGEST_SEGMENT = 1 << 18  # slots: 4 MB
@@ -64,10 +65,28 @@ class SegmentedIndex:
     def find(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, missing: int) -> Tensor:
         rows_N = torch.empty_like(ids_N)
         runs = ids_N.numpy(), splits_K1.numpy(), tables_K.numpy()
-        cpu.find(*runs, missing, self._tables, self._places, self._slots, rows_N.numpy())
+        arrays = *runs, missing, self._tables, self._places, self._slots, rows_N.numpy()
+        threads = threads_for(len(ids_N))
+        if threads > 1:
+            with limited_to(threads):
+                cpu.find_on_threads(*arrays, threads)
+        else:
+            cpu.find(*arrays, 0, len(ids_N))
         return rows_N
 
     def find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> Inserted:
+        if threads_for(len(ids_N)) == 1:
+            return self._find_or_insert(ids_N, splits_K1, tables_K, pool)
+        # Unknown ids go in one after the other, in their order, so that rows do not depend on the number of threads.
+        rows_N = self.find(ids_N, splits_K1, tables_K, NO_ROW)
+        unknown = (rows_N == NO_ROW).nonzero().squeeze(1)
+        inserted = self._find_or_insert(ids_N[unknown], torch.searchsorted(unknown, splits_K1), tables_K, pool)
+        rows_N[unknown] = inserted.rows
+        if inserted.full_table is not None:
+            rows_N[int(unknown[inserted.rows == NO_ROW][0]) :] = NO_ROW
+        return Inserted(rows_N, inserted.new_rows, inserted.full_table)
+
+    def _find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> Inserted:
         rows_N, new_rows_N = torch.empty_like(ids_N), torch.empty_like(ids_N)
         runs = ids_N.numpy(), splits_K1.numpy(), tables_K.numpy()
         results = rows_N.numpy(), new_rows_N.numpy()

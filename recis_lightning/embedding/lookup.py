@@ -160,7 +160,7 @@ def _sequences(call: _Call, rows_N: Tensor) -> Iterator[Tensor]:
 
 
 def _leave_pending(call: _Call, rows_N: Tensor, grads: Sequence[Tensor | None]) -> None:
-    """Sum the features' gradients by row and add them to what the group keeps for the optimizer.
+    """Sum the features' gradients by row and leave them with the group for the optimizer.
 
     What no loss depends on has no gradient, and its rows are not touched; as of a parameter without one.
     """
@@ -177,4 +177,4 @@ def _leave_pending(call: _Call, rows_N: Tensor, grads: Sequence[Tensor | None]) 
         if grad is not None
     ]
     grads_UD = pool_grads(parts, inverse_N, group.buffers.take((len(rows_U), group.dim), group.dtype))
-    group.pending.append(PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used)))
+    group.leave(PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used)))

@@ -30,6 +30,7 @@ from triton_ops.row_layout import ID, LAST_STEP
 from triton_ops.row_update import state_slices
 
 LENT_ROWS = 1 << 16  # what a table may have beyond a small capacity until the step's eviction
+MOST_PENDING = 8  # more would take memory for each accumulated batch, fewer would sum most gradients several times
 
 
 def build_groups(tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> list["TableGroup"]:
@@ -238,6 +239,12 @@ class TableGroup:
     def clock(self) -> int:
         """The number of the training step that runs, from 1 on: one more than any of its tables has completed."""
         return 1 + max(table.step for table in self.tables)
+
+    def leave(self, pending: PendingGrad) -> None:
+        """Keep gradients for the optimizer's next step, summing up earlier ones where many wait."""
+        self.pending.append(pending)
+        if len(self.pending) == MOST_PENDING:
+            self.coalesce()
 
     def coalesce(self) -> PendingGrad | None:
         """All pending gradients as one, summed where they name the same row; None where there are none."""

@@ -6,6 +6,7 @@ import torch
 
 from recis_lightning.schema import Table
 from recis_lightning.tables import PendingGrad, TableGroup
+from recis_lightning.tables.group import MOST_PENDING
 from triton_ops.group_by_row import LAST_TICK
 from triton_ops.row_layout import COUNT
 
@@ -33,6 +34,17 @@ def test_gradients_of_one_row_are_summed_once() -> None:
     assert pending.tables == {0, 1}
     assert group.coalesce() is pending
     assert (group.meta[pending.rows, COUNT] == 0).all(), "summing gradients is no lookup"
+
+
+def test_many_accumulated_gradients_take_the_memory_of_few() -> None:
+    group = make_group()
+    for k in range(100):
+        group.leave(PendingGrad(torch.tensor([64 + k % 2]), torch.tensor([[1.0]]), frozenset({k % 2})))
+        assert len(group.pending) < MOST_PENDING
+    pending = group.coalesce()
+    assert pending is not None
+    assert dict(zip(pending.rows.tolist(), pending.grads[:, 0].tolist(), strict=True)) == {64: 50.0, 65: 50.0}
+    assert pending.tables == {0, 1}
 
 
 def test_nothing_pending_is_none() -> None:

@@ -84,7 +84,10 @@ class Ttl:
 
 @dataclass(frozen=True, kw_only=True)
 class Lru:
-    """Every ``every`` steps, keep the ``capacity`` ids that were looked up last; of one step, those with higher ids."""
+    """Every ``every`` steps, keep the ``capacity`` ids that were looked up last; of one step, those with higher ids.
+
+    Between two evictions a table may hold more: at most twice its capacity, or 65,536 beyond a small one.
+    """
 
     kind: ClassVar[str] = "lru"
     every: int = 1
@@ -92,10 +95,13 @@ class Lru:
 
 @dataclass(frozen=True, kw_only=True)
 class Lfu:
-    """Every ``every`` steps, keep the ``capacity`` ids looked up most often; of equal ones the latest, the higher."""
+    """Every ``every`` steps, keep the ``capacity`` ids looked up most often; of equal ones the latest, the higher.
+
+    It reads the records of all rows: some 30 ms for a million. Between two evictions as `Lru`.
+    """
 
     kind: ClassVar[str] = "lfu"
-    every: int = 1
+    every: int = 100
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,12 @@
 """Which ids a table forgets: by age, time, recency, frequency, norm or a score of the user's; ties by id.
 
-Only the records of a table's rows are read, one block behind the other, so that a pass over 10 M rows takes some tens
-of milliseconds.
+Records of a table's rows are read one block behind the other, so that a pass over 10 M of them takes some tens of
+milliseconds; eviction lru needs such a pass only now and then.
 """
 
 import pkgutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
     from recis_lightning.tables.table import DynamicTable, TableSlice
 
 MOST_SCORED = 1 << 16  # rows that a score function gets at once
+
+
+@dataclass
+class Queue:
+    """Rows in the order in which eviction lru takes them, with the step at which each was last looked up."""
+
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    steps: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def take(self, count: int, last_step_R: np.ndarray) -> np.ndarray:
+        """The first ``count`` rows that nothing has looked up since, or fewer; they leave the queue."""
+        taken: list[np.ndarray] = []
+        while count > 0 and len(self.rows):
+            size = 2 * count + 64
+            is_untouched = last_step_R[self.rows[:size]] == self.steps[:size]
+            last = np.flatnonzero(is_untouched)[:count][-1:] if is_untouched.sum() >= count else [len(is_untouched) - 1]
+            end = int(last[0]) + 1
+            taken.append(self.rows[:end][is_untouched[:end]])
+            count -= len(taken[-1])
+            self.rows, self.steps = self.rows[end:], self.steps[end:]
+        return _join(taken)
 
 
 def choose(table: "DynamicTable", policy: Eviction, step: int, now: float) -> Tensor:
@@ -38,10 +60,11 @@ def choose(table: "DynamicTable", policy: Eviction, step: int, now: float) -> Te
     if isinstance(policy, Score):
         rows, scores = _scores(table, policy, step)
         return torch.from_numpy(_lowest(excess, table, rows, scores, ID))
-    first, others = (LAST_STEP, (ID,)) if isinstance(policy, Lru) else (COUNT, (LAST_STEP, ID))
-    assert isinstance(policy, Lru | Lfu), f"no such eviction: {policy.kind}"
+    if isinstance(policy, Lru):
+        return torch.from_numpy(_least_recent(excess, table))
+    assert isinstance(policy, Lfu), f"no such eviction: {policy.kind}"
     rows = _rows(table)
-    return torch.from_numpy(_lowest(excess, table, rows, _records(table)[rows, first], *others))
+    return torch.from_numpy(_lowest(excess, table, rows, _records(table)[rows, COUNT], LAST_STEP, ID))
 
 
 def waits_until(table: "DynamicTable", policy: Eviction, step: int, now: float) -> int | None:
@@ -111,6 +134,26 @@ def _lowest(count: int, table: "DynamicTable", rows: np.ndarray, keys: np.ndarra
         keys = _records(table)[rows, column]
     chosen.append(rows[np.argsort(keys, kind="stable")[:count]])
     return _join(chosen)
+
+
+def _least_recent(count: int, table: "DynamicTable") -> np.ndarray:
+    """The ``count`` rows looked up longest ago, of equal ones those of lower ids.
+
+    A scan of all rows finds more of them than are asked for, in order. As long as a row's last step is still what it
+    was, no other can have come before it, since steps only rise; so most calls look at a few rows.
+    """
+    queue = table.oldest
+    chosen = queue.take(count, _records(table)[:, LAST_STEP])
+    if len(chosen) < count:
+        rows = _rows(table)
+        ahead = min(len(rows), max(2 * count, (table.declaration.capacity or 0) // 4))
+        rows = _lowest(ahead, table, rows, _records(table)[rows, LAST_STEP], ID)
+        steps = _records(table)[rows, LAST_STEP]
+        order = np.lexsort((_records(table)[rows, ID], steps))
+        chosen, rows, steps = rows[order[:count]], rows[order[count:]], steps[order[count:]]
+        is_past = steps < table.group.clock  # rows of the step that runs may yet be joined by others
+        queue.rows, queue.steps = rows[is_past], steps[is_past]
+    return chosen
 
 
 def _scores(table: "DynamicTable", policy: Score, step: int) -> tuple[np.ndarray, np.ndarray]:

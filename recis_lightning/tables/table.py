@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recis_lightning.schema import SparseOptimizer, Table
 from recis_lightning.schema_policies import Always
+from recis_lightning.tables.eviction import Queue
 from triton_ops.index import SHARDS
 from triton_ops.row_layout import COUNT, ID, LAST_STEP
 
@@ -58,6 +59,8 @@ class DynamicTable:
         """Optimizer steps in which it was looked up."""
         self.times: list[tuple[int, float]] = []
         """For eviction ttl: steps, and by which Unix time they had ended."""
+        self.oldest = Queue()
+        """For eviction lru: rows that it has found and not yet taken."""
 
     @property
     def name(self) -> str:
@@ -133,6 +136,7 @@ class DynamicTable:
         Raises ValueError where the slice does not fit the table or names an id twice, TableFullError if rows run out.
         """
         self._check(part)
+        self.oldest = Queue()  # what is loaded may be older
         rows = self.find_or_insert(part.ids)
         self.group.weight[rows] = part.weight
         for name, columns in self.group.state_slices.items():
@@ -170,6 +174,8 @@ class DynamicTable:
         self.group.erasures += 1
         self.step = 0
         self.times = []
+        for table in self.group:
+            table.oldest = Queue()  # the group's clock may go back, and with it what comes before what
 
     @property
     def has_policies(self) -> bool:

@@ -99,7 +99,7 @@ def test_lru_keeps_exactly_the_ids_looked_up_last() -> None:
 
 
 def test_lfu_keeps_the_most_frequent_then_the_latest_then_the_higher_ids() -> None:
-    group = make_group(Lfu(), capacity=3)
+    group = make_group(Lfu(every=1), capacity=3)
     train(group, [1, 1, 1, 2, 2, 3, 3])
     train(group, [3, 4])
     assert held(group) == [1, 2, 3]
@@ -118,6 +118,24 @@ def test_bounded_table_fed_fifty_times_its_capacity_keeps_the_most_recent_ids_in
     stats = group[0].stats()
     assert stats["rows"] <= 2 * (capacity + batch)  # whole granules
     assert (stats["inserted"], stats["evicted"]) == (50 * capacity, 49 * capacity)
+
+
+def test_lru_is_exact_while_its_queue_is_touched_erased_and_overtaken() -> None:
+    capacity = 640
+    group = make_group(Lru(), capacity=capacity)
+    random = torch.Generator().manual_seed(3)
+    last: dict[int, int] = {}
+    for step in range(1, 120):
+        ids = torch.randint(2000, (60,), generator=random).tolist()
+        train(group, ids)
+        last |= dict.fromkeys(ids, step)
+        for id_ in sorted(last, key=lambda id_: (last[id_], id_))[: max(0, len(last) - capacity)]:
+            del last[id_]
+        if step % 10 == 0:
+            erased = sorted(last)[::7]
+            group[0].erase(torch.tensor(erased))
+            last = {id_: when for id_, when in last.items() if id_ not in set(erased)}
+        assert held(group) == sorted(last)
 
 
 def test_evicted_ids_start_anew_when_they_come_back() -> None:

@@ -1,0 +1,68 @@
+"""What a model reads and what it keeps: columns, features, tables and tasks, declared once, in Python or YAML.
+
+    columns:
+      - {name: label, dtype: float32}
+      - {name: "c{1..26}", dtype: int64}                 # a pattern declares c1, c2, ... c26
+    tables:
+      - {name: "c{1..26}", dim: 16, initializer: {kind: normal, std: 0.01}, optimizer: {kind: adagrad, lr: 0.05}}
+    features:
+      - {name: "c{1..26}", table: "c{1..26}", pooling: sum}
+    tasks:
+      - {name: ctr, label: label}
+
+`Schema.from_dict` reads such a mapping and reports every mistake in it in one `SchemaError`.
+"""
+
+from recis_lightning.schema.declarations import Column, Dtype, Feature, Layout, Loss, Pooling, Table, Task
+from recis_lightning.schema.kinds import (
+    INITIALIZERS,
+    OPTIMIZERS,
+    Adagrad,
+    Adam,
+    AdamW,
+    Constant,
+    Initializer,
+    Normal,
+    RowwiseAdagrad,
+    Sgd,
+    SparseOptimizer,
+    TruncatedNormal,
+    Uniform,
+)
+from recis_lightning.schema.names import SchemaError, did_you_mean, expand
+from recis_lightning.schema.schema import Schema
+from recis_lightning.schema.transforms import TRANSFORMS, Bucketize, Clip, Log1p, Modulo, Transform
+
+__all__ = [
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Bucketize",
+    "Clip",
+    "Column",
+    "Constant",
+    "Dtype",
+    "Feature",
+    "INITIALIZERS",
+    "Initializer",
+    "Layout",
+    "Log1p",
+    "Loss",
+    "Modulo",
+    "Normal",
+    "OPTIMIZERS",
+    "Pooling",
+    "RowwiseAdagrad",
+    "Schema",
+    "SchemaError",
+    "Sgd",
+    "SparseOptimizer",
+    "TRANSFORMS",
+    "Table",
+    "Task",
+    "Transform",
+    "TruncatedNormal",
+    "Uniform",
+    "did_you_mean",
+    "expand",
+]

@@ -1,0 +1,99 @@
+"""What a schema declares: columns, features, tables and tasks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recis_lightning.schema.kinds import Adagrad, Constant, Initializer, SparseOptimizer
+from recis_lightning.schema.transforms import Transform
+from recis_lightning.schema_policies import Admission, Always, Eviction
+
+Dtype = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool", "string"]
+Layout = Literal["scalar", "list", "optional_list"]
+Pooling = Literal["sum", "mean", "sqrtn", "none"]
+Loss = Literal["bce", "mse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the files, as it is stored there."""
+
+    name: str
+    """Its name, or a pattern: `c{1..26}` declares 26 columns."""
+    dtype: Dtype
+    """The type of its values in the file, checked before training. Batches carry ids as int64, all else as float32."""
+    layout: Layout = "scalar"
+    """`list` for list columns; `optional_list` for lists of length 0 or 1, where the empty list is a missing value."""
+    hash: Literal["farm", "murmur"] | None = None
+    """How strings become signed 64-bit ids while reading: FarmHash Fingerprint64, or MurmurHash64A with seed 0."""
+    parse: Literal["int64", "float32"] | None = None
+    """Read strings as numbers; a string that is none is an error that names file and row."""
+    tokenizer: str | None = None
+    """Read strings as lists of token ids, by a tokenizer.json; a missing or empty string is an empty list."""
+    max_length: int | None = None
+    """Cut what the tokenizer gives to so many ids, special ones included."""
+    default: float | int | None = None
+    """Stands for a missing value. Without one a missing id is no id, and a missing dense value or label is an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One input of the model: a column, its transforms, and for ids the table to look up and how to pool."""
+
+    name: str
+    """Its name, or a pattern that runs in step with `column` and `table`."""
+    column: str | None = None
+    """The column it reads; its own name where none is given."""
+    table: str | None = None
+    """The table its ids are looked up in; none for a dense feature."""
+    tower: str | None = None
+    """The tower that its token ids go through, in place of a table."""
+    pooling: Pooling = "sum"
+    """How the embeddings of a row's ids become one: sum, mean, sqrtn (sum / sqrt(count)); none keeps the sequence."""
+    weights: str | None = None
+    """A list column of float weights, one for each id."""
+    transforms: tuple[Transform, ...] = ()
+    """Applied in order: log1p, {kind: clip, low: 0, high: 9}, {kind: modulo, divisor: 1000}, {kind: bucketize, ...}."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is one number a row: looked up in no table, and for no tower."""
+        return self.table is None and self.tower is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One hash table of embeddings."""
+
+    name: str
+    """Its name, or a pattern."""
+    dim: int
+    """Width of a row."""
+    dtype: Literal["float32", "float64"] = "float32"
+    initializer: Initializer = Constant()
+    """The first value of a row, a function of (seed, table, id) alone."""
+    optimizer: SparseOptimizer = Adagrad()
+    """How touched rows are updated."""
+    capacity: int | None = None
+    """How many ids it may hold. At its capacity an eviction that keeps to it makes room; without one, a new id is an
+    error."""
+    admission: Admission = Always()
+    """Which ids get a row when training looks them up: always, counter, probability, bloom, read_only."""
+    eviction: tuple[Eviction, ...] = ()
+    """Which ids it forgets, one policy or several: age, ttl, lru, lfu, l2_norm, score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing the model predicts and is judged by."""
+
+    name: str
+    label: str
+    """The column of its label."""
+    loss: Loss = "bce"
+    """bce (binary cross-entropy on logits) or mse."""
+    weight: float = 1.0
+    """What its loss counts in the sum over tasks."""
+    where: str | None = None
+    """A column; only its non-zero rows count, as conversions count on clicked rows."""
+    sample_weight: str | None = None
+    """A column of weights, one a row."""

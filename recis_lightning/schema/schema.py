@@ -1,0 +1,132 @@
+"""Schema: all declarations of a job, read, checked and found by name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recis_lightning.schema.checks import find_id_columns, find_mistakes
+from recis_lightning.schema.declarations import Column, Feature, Table, Task
+from recis_lightning.schema.names import SchemaError, did_you_mean
+from recis_lightning.schema.reading import SECTIONS, Unread, read_section, to_plain
+from recis_lightning.schema.sections import Section, resolve_section
+from recis_lightning.schema_towers import Tower
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """All declarations of a job, patterns expanded and checked: SchemaError names every mistake at once."""
+
+    columns: tuple[Column, ...]
+    features: tuple[Feature, ...] = ()
+    tables: tuple[Table, ...] = ()
+    towers: tuple[Tower, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    _by_name: Mapping[str, Mapping[str, Any]] = field(init=False, repr=False, compare=False)
+    _id_columns: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        sections, problems = _resolve({section: getattr(self, section) for section in SECTIONS})
+        if problems:
+            raise SchemaError(problems)
+        for name, section in sections.items():
+            object.__setattr__(self, name, tuple(section.declared.values()))
+        object.__setattr__(self, "_by_name", {name: section.declared for name, section in sections.items()})
+        object.__setattr__(self, "_id_columns", find_id_columns(self.features))
+
+    @staticmethod
+    def from_dict(settings: "Mapping[str, Any] | Schema") -> "Schema":
+        """Read the mapping that a YAML file holds; SchemaError lists every mistake in it."""
+        if isinstance(settings, Schema):
+            return settings
+        if not isinstance(settings, Mapping):
+            raise SchemaError([f"it is {settings!r}; write a mapping with {', '.join(SECTIONS)}"])
+        problems = [
+            f"unknown section '{key}'{did_you_mean(str(key), SECTIONS)}" for key in settings if key not in SECTIONS
+        ]
+        declared = {section: read_section(section, settings.get(section, ()), problems) for section in SECTIONS}
+        if "columns" not in settings:
+            problems.append("section 'columns' is missing")
+            declared["columns"] = [Unread(None)]
+        # What can be read is checked beside what cannot, so that one run shows every mistake.
+        problems += _resolve(declared)[1]
+        if problems:
+            raise SchemaError(problems)
+        return Schema(**{section: tuple(items) for section, items in declared.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, mappings and values, JSON- and YAML-friendly; `from_dict` reads it back to an equal schema."""
+        return {section: [to_plain(item) for item in getattr(self, section)] for section in SECTIONS}
+
+    def column(self, name: str) -> Column:
+        return self._by_name["columns"][name]
+
+    def feature(self, name: str) -> Feature:
+        return self._by_name["features"][name]
+
+    def table(self, name: str) -> Table:
+        return self._by_name["tables"][name]
+
+    def tower(self, name: str) -> Tower:
+        return self._by_name["towers"][name]
+
+    def task(self, name: str) -> Task:
+        return self._by_name["tasks"][name]
+
+    def column_of(self, feature: Feature) -> Column:
+        """The column a feature reads."""
+        return self.column(feature.column or feature.name)
+
+    @property
+    def dense_features(self) -> tuple[Feature, ...]:
+        """Features without a table or tower: one number a row."""
+        return tuple(feature for feature in self.features if feature.is_dense)
+
+    @property
+    def embedded_features(self) -> tuple[Feature, ...]:
+        """Features looked up in a table."""
+        return tuple(feature for feature in self.features if feature.table is not None)
+
+    @property
+    def tower_features(self) -> tuple[Feature, ...]:
+        """Features whose token ids go through a tower."""
+        return tuple(feature for feature in self.features if feature.tower is not None)
+
+    @property
+    def vector_features(self) -> tuple[Feature, ...]:
+        """Features of which a network gets vectors: embedded ones and those of towers, in the order declared."""
+        return tuple(feature for feature in self.features if not feature.is_dense)
+
+    def width_of(self, feature: Feature) -> int:
+        """The width of a feature's vectors: its table's or its tower's dim; 1 for a dense one."""
+        if feature.tower is not None:
+            return self.tower(feature.tower).dim
+        return 1 if feature.table is None else self.table(feature.table).dim
+
+    @property
+    def input_columns(self) -> tuple[Column, ...]:
+        """The columns that features read, in the order declared: what `predict` needs."""
+        names = {self.column_of(feature).name for feature in self.features}
+        names |= {feature.weights for feature in self.features if feature.weights}
+        return tuple(column for column in self.columns if column.name in names)
+
+    @property
+    def label_columns(self) -> tuple[Column, ...]:
+        """The columns that tasks read."""
+        names = {name for task in self.tasks for name in (task.label, task.where, task.sample_weight) if name}
+        return tuple(column for column in self.columns if column.name in names)
+
+    def is_id_column(self, name: str) -> bool:
+        """Whether a batch carries this column as ids (Ragged int64) rather than as dense float32 [B].
+
+        A column is read as ids where a feature with a table or tower takes it as it is, or by a modulo, rather than
+        by a bucketize: integer columns of no such feature (labels, counts) are dense.
+        """
+        return name in self._id_columns
+
+
+def _resolve(declared: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Section], list[str]]:
+    """Expand the patterns of all declarations, and list every mistake in them."""
+    problems: list[str] = []
+    sections = {name: resolve_section(name, declared[name], problems) for name in SECTIONS}
+    problems += find_mistakes(sections)
+    return sections, problems

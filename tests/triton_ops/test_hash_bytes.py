@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,13 +162,13 @@ def test_hash_bytes_gives_the_golden_values(
     assert hash_bytes(data, offsets, kind).tolist() == signed([case[column] for case in GOLDEN])
 
 
-@pytest.mark.parametrize("kind", ["farm", "murmur"])
+@pytest.mark.parametrize("kind", ["farm", "murmur", "xxh64"])
 def test_hash_bytes_of_a_slice_equals_the_slice_of_the_hashes(implementation: str, kind: str) -> None:
     data, offsets = as_tensors([b"one", b"", b"three", b"four" * 30, b"five"])
     assert torch.equal(hash_bytes(data, offsets[2:5], kind), hash_bytes(data, offsets, kind)[2:4])
 
 
-@pytest.mark.parametrize("kind", ["farm", "murmur"])
+@pytest.mark.parametrize("kind", ["farm", "murmur", "xxh64"])
 def test_hash_bytes_of_no_strings_is_empty(implementation: str, kind: str) -> None:
     data, offsets = as_tensors([])
     hashes = hash_bytes(data, offsets, kind)
@@ -175,7 +176,7 @@ def test_hash_bytes_of_no_strings_is_empty(implementation: str, kind: str) -> No
     assert len(hashes) == 0
 
 
-@pytest.mark.parametrize("kind", ["farm", "murmur"])
+@pytest.mark.parametrize("kind", ["farm", "murmur", "xxh64"])
 @given(strings=st.lists(st.binary(max_size=300), max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_kernel_equals_the_reference(kind: str, strings: list[bytes]) -> None:
@@ -189,8 +190,16 @@ def test_hash_bytes_refuses_offsets_that_leave_the_data(offsets: list[int]) -> N
         hash_bytes(torch.zeros(5, dtype=torch.uint8), torch.tensor(offsets), "farm")
 
 
+@given(strings=st.lists(st.binary(max_size=150), max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_xxh64_equals_the_package_xxhash(strings: list[bytes]) -> None:
+    expected = signed([xxhash.xxh64(string).intdigest() for string in strings])
+    assert hash_bytes(*as_tensors(strings), "xxh64").tolist() == expected
+    assert reference.hash_bytes(*as_tensors(strings), "xxh64").tolist() == expected
+
+
 def test_hash_bytes_refuses_an_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="hash kind is 'md5', need one of farm, murmur"):
+    with pytest.raises(ValueError, match="hash kind is 'md5', need one of farm, murmur, xxh64"):
         hash_bytes(*as_tensors([b"a"]), "md5")  # type: ignore[arg-type]
 
 

@@ -160,7 +160,55 @@ def _hash_murmur(data, offsets, out):  # type: ignore[no-untyped-def]
         out[row] = np.int64(_fold(_fold(value) * MURMUR_M))
 
 
-_KERNELS = {"farm": _hash_farm, "murmur": _hash_murmur}
+X1, X2, X3, X4, X5 = (U(constant) for constant in reference.XXH)
+
+
+@njit(inline="always")
+def _xxh64_round(lane, word):  # type: ignore[no-untyped-def]
+    return _rotate(lane + word * X2, 64 - 31) * X1
+
+
+@njit
+def _xxh64_blocks(data, start, n):  # type: ignore[no-untyped-def]
+    a, b, c, d = X1 + X2, X2, U(0), U(0) - X1
+    for _ in range(n >> U(5)):
+        a = _xxh64_round(a, _word(data, start))
+        b = _xxh64_round(b, _word(data, start + U(8)))
+        c = _xxh64_round(c, _word(data, start + U(16)))
+        d = _xxh64_round(d, _word(data, start + U(24)))
+        start += U(32)
+    value = _rotate(a, 64 - 1) + _rotate(b, 64 - 7) + _rotate(c, 64 - 12) + _rotate(d, 64 - 18)
+    value = (value ^ _xxh64_round(U(0), a)) * X1 + X4
+    value = (value ^ _xxh64_round(U(0), b)) * X1 + X4
+    value = (value ^ _xxh64_round(U(0), c)) * X1 + X4
+    return (value ^ _xxh64_round(U(0), d)) * X1 + X4
+
+
+@njit(nogil=True, cache=True)
+def _hash_xxh64(data, offsets, out):  # type: ignore[no-untyped-def]
+    for row in range(len(offsets) - 1):
+        start = U(offsets[row])
+        n = U(offsets[row + 1]) - start
+        value = X5
+        if n >= U(32):
+            value = _xxh64_blocks(data, start, n)
+            start += n >> U(5) << U(5)
+        value += n
+        for _ in range((n & U(31)) >> U(3)):
+            value = _rotate(value ^ _xxh64_round(U(0), _word(data, start)), 64 - 27) * X1 + X4
+            start += U(8)
+        if n & U(4):
+            value = _rotate(value ^ _half_word(data, start) * X1, 64 - 23) * X2 + X3
+            start += U(4)
+        for _ in range(n & U(3)):
+            value = _rotate(value ^ U(data[start]) * X5, 64 - 11) * X1
+            start += U(1)
+        value = (value ^ value >> U(33)) * X2
+        value = (value ^ value >> U(29)) * X3
+        out[row] = np.int64(value ^ value >> U(32))
+
+
+_KERNELS = {"farm": _hash_farm, "murmur": _hash_murmur, "xxh64": _hash_xxh64}
 
 
 def hash_bytes(data: Tensor, offsets: Tensor, kind: str) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from triton_ops.dispatch import choose
 from triton_ops.hash_bytes import cpu, reference
 
-HashKind = Literal["farm", "murmur"]
+HashKind = Literal["farm", "murmur", "xxh64"]
 _IMPLEMENTATIONS = {"reference": reference.hash_bytes, "cpu": cpu.hash_bytes}
 
 
@@ -19,9 +19,9 @@ def hash_bytes(
 ) -> Tensor:
     """Hash strings to signed int64: data b"a", offsets [0, 1, 1], murmur ("a" and "") -> [510903276987443985, 0].
 
-    String i is ``data[offsets[i] : offsets[i + 1]]``; ``farm`` is FarmHash Fingerprint64, ``murmur`` MurmurHash64A with
-    seed 0. All 64 bits count. Offsets need not start at 0: a slice of a longer array hashes without a copy. ValueError
-    where types do not fit, or the offsets leave the data.
+    String i is ``data[offsets[i] : offsets[i + 1]]``; ``farm`` is FarmHash Fingerprint64, ``murmur`` MurmurHash64A and
+    ``xxh64`` XXH64, both with seed 0. All 64 bits count. Offsets need not start at 0: a slice of a longer array hashes
+    without a copy. ValueError where types do not fit, or the offsets leave the data.
     """
     if kind not in get_args(HashKind):
         raise ValueError(f"hash kind is '{kind}', need one of {', '.join(get_args(HashKind))}")

@@ -1,7 +1,8 @@
-"""FarmHash Fingerprint64 and MurmurHash64A in plain Python integers: the definition the kernels are held to.
+"""FarmHash Fingerprint64, MurmurHash64A and XXH64 in plain Python integers: the definition the kernels are held to.
 
-Sources: FarmHash (Google, `farmhash.cc`, namespace farmhashna, whose Hash64 is Fingerprint64 and frozen for ever) and
-MurmurHash2 (Austin Appleby, `MurmurHash64A`), here with seed 0. All arithmetic is modulo 2^64; words are little-endian.
+Sources: FarmHash (Google, `farmhash.cc`, namespace farmhashna, whose Hash64 is Fingerprint64 and frozen for ever),
+MurmurHash2 (Austin Appleby, `MurmurHash64A`) and xxHash (Yann Collet, `xxhash_spec.md`), the last two with seed 0.
+All arithmetic is modulo 2^64; words are little-endian.
 """
 
 from collections.abc import Callable
@@ -131,7 +132,40 @@ def murmur_hash64a(data: bytes) -> int:
     return _fold(_fold(value) * MURMUR_M)
 
 
-HASHES: dict[str, Callable[[bytes], int]] = {"farm": farm_fingerprint64, "murmur": murmur_hash64a}
+XXH = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
+
+
+def _xxh64_round(lane: int, word: int) -> int:
+    return _rotate(lane + word * XXH[1], 64 - 31) * XXH[0] & MASK
+
+
+def xxh64(data: bytes) -> int:
+    """XXH64 with seed 0, unsigned: b"a" -> 15154266338359012955."""
+    n, start = len(data), 0
+    value = XXH[4]
+    if n >= 32:
+        lanes = [XXH[0] + XXH[1], XXH[1], 0, -XXH[0]]
+        for start in range(0, n - 31, 32):
+            lanes = [_xxh64_round(lane, _word(data, start + 8 * index)) for index, lane in enumerate(lanes)]
+        start += 32
+        value = sum(_rotate(lane, 64 - bits) for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True))
+        for lane in lanes:
+            value = (value ^ _xxh64_round(0, lane)) * XXH[0] + XXH[3]
+    value = value + n & MASK
+    while start + 8 <= n:
+        value = _rotate(value ^ _xxh64_round(0, _word(data, start)), 64 - 27) * XXH[0] + XXH[3] & MASK
+        start += 8
+    if start + 4 <= n:
+        value = _rotate(value ^ _word(data, start, 4) * XXH[0] & MASK, 64 - 23) * XXH[1] + XXH[2] & MASK
+        start += 4
+    for byte in data[start:]:
+        value = _rotate(value ^ byte * XXH[4] & MASK, 64 - 11) * XXH[0] & MASK
+    value = (value ^ value >> 33) * XXH[1] & MASK
+    value = (value ^ value >> 29) * XXH[2] & MASK
+    return value ^ value >> 32
+
+
+HASHES: dict[str, Callable[[bytes], int]] = {"farm": farm_fingerprint64, "murmur": murmur_hash64a, "xxh64": xxh64}
 
 
 def hash_bytes(data: Tensor, offsets: Tensor, kind: str) -> Tensor:

@@ -6,6 +6,7 @@ B batch rows, N values in the batch, S longest row, L level of nesting.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ class Ragged:
     inner_offsets: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
+        plain = self.weights is None and not self.inner_offsets
+        if plain and self.offsets.dtype == torch.int64 and self.offsets.dim() == 1 and self.values.dim() > 0:
+            return  # by far the most, and made for every feature
         for name, offsets in self._named_offsets():
             if offsets.dtype != torch.int64 or offsets.dim() != 1:
                 raise ValueError(f"{name} is {offsets.dtype} {list(offsets.shape)}, need int64 [rows + 1]")
@@ -81,9 +85,14 @@ class Ragged:
 
     def with_values(self, values: Tensor) -> "Ragged":
         """The same rows over other values of the same count, e.g. embeddings [N, D] in the place of ids [N]."""
-        if len(values) != len(self.values):
+        if values.shape[:1] != self.values.shape[:1]:
             raise ValueError(f"{len(values)} values for rows of {len(self.values)}; give one for each")
-        return Ragged(values, self.offsets, self.weights, self.inner_offsets)
+        if torch.compiler.is_compiling():
+            return Ragged(values, self.offsets, self.weights, self.inner_offsets)
+        # The rest has been looked at; this is called for every transform of every feature.
+        ragged = object.__new__(Ragged)
+        ragged.__dict__.update(self.__dict__, values=values)
+        return ragged
 
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Ragged":
         """Apply a function to every tensor inside."""
@@ -216,13 +225,13 @@ class Part:
     shape: tuple[int, ...]
     start: int
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def view(self, buffer: Tensor) -> Tensor:
         """The part as a tensor that shares the buffer's memory."""
-        flat = buffer[self.start : self.start + self.nbytes].view(self.dtype)
+        flat = buffer.narrow(0, self.start, self.nbytes).view(self.dtype)
         return flat if len(self.shape) == 1 else flat.view(self.shape)
 
 
@@ -235,10 +244,19 @@ class RaggedParts:
     weights: Part | None = None
     inner_offsets: tuple[Part, ...] = ()
 
-    def view(self, buffer: Tensor) -> Ragged:
+    def view(self, buffer: Tensor, seen: dict[int, Tensor] | None = None) -> Ragged:
+        """The parts as a Ragged that shares the buffer's memory; ``seen`` keeps offsets that several of them share."""
+        offsets = None if seen is None else seen.get(id(self.offsets))
+        if offsets is None:
+            offsets = self.offsets.view(buffer)
+            if seen is not None:
+                seen[id(self.offsets)] = offsets
+        if self.weights is None and not self.inner_offsets:
+            return Ragged(self.values.view(buffer), offsets)
         weights = None if self.weights is None else self.weights.view(buffer)
-        inner = tuple(part.view(buffer) for part in self.inner_offsets)
-        return Ragged(self.values.view(buffer), self.offsets.view(buffer), weights, inner)
+        return Ragged(
+            self.values.view(buffer), offsets, weights, tuple(part.view(buffer) for part in self.inner_offsets)
+        )
 
 
 ALIGNMENT = 64  # bytes: a cache line, and more than any vector load asks for
@@ -256,9 +274,13 @@ class Batch(Mapping[str, Tensor | Ragged]):
     layout: Mapping[str, Part | RaggedParts]
     size: int
     token: Mapping[str, Any] = field(default_factory=dict)
+    _seen: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, name: str) -> Tensor | Ragged:
-        return self.layout[name].view(self.buffer)
+        parts = self.layout[name]
+        if isinstance(parts, Part) or torch.compiler.is_compiling():
+            return parts.view(self.buffer)
+        return parts.view(self.buffer, self._seen)
 
     def __contains__(self, name: object) -> bool:
         return name in self.layout  # Mapping's would view the entry to find out
@@ -300,12 +322,17 @@ class Batch(Mapping[str, Tensor | Ragged]):
         copies: list[tuple[Part, Tensor]] = []
         end = 0
 
+        placed: dict[int, Part] = {}
+
         def place(tensor: Tensor) -> Part:
             nonlocal end
+            if id(tensor) in placed:  # offsets that several entries share stay shared
+                return placed[id(tensor)]
             start = -(-end // ALIGNMENT) * ALIGNMENT
             part = Part(tensor.dtype, tuple(tensor.shape), start)
             end = start + part.nbytes
             copies.append((part, tensor))
+            placed[id(tensor)] = part
             return part
 
         layout: dict[str, Part | RaggedParts] = {}

@@ -185,7 +185,10 @@ def test_kinds_are_read_by_name_or_as_a_mapping():
 def test_every_kind_is_registered_under_its_name():
     assert set(OPTIMIZERS) == {"sgd", "adagrad", "rowwise_adagrad", "adam", "adamw"}
     assert set(INITIALIZERS) == {"zeros", "constant", "uniform", "normal", "truncated_normal"}
-    assert set(TRANSFORMS) == {"log1p", "clip", "modulo", "bucketize"}
+    numbers = {"log1p", "clip", "z_score", "min_max", "quantile", "bucketize"}
+    ids = {"modulo", "hash", "multi_hash", "vocabulary"}
+    rows = {"cross", "lookup", "truncate", "time_gap", "overlap", "vector", "reduce", "custom"}
+    assert set(TRANSFORMS) == numbers | ids | rows
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1E-3", ".1e-2", "1.e-3", "+1.0e-3"])
@@ -250,7 +253,7 @@ def test_a_round_trip_gives_an_equal_schema(optimizer, initializer, dim, names):
 @pytest.mark.parametrize(
     ("mapping", "problem"),
     [
-        ([], "it is []; write a mapping with columns, features, tables, towers, tasks"),
+        ([], "it is []; write a mapping with columns, features, tables, towers, tasks, sequences"),
         ({}, "section 'columns' is missing"),
         (settings(tasks="ctr"), "section 'tasks' is 'ctr'; write a list"),
         (settings(tasks=None), "section 'tasks' is None; write a list"),
@@ -597,7 +600,7 @@ def test_one_message_holds_mistakes_of_reading_and_of_reference_alike():
         Schema.from_dict(mapping)
     assert str(caught.value).splitlines() == [
         "the schema has 11 problems:",
-        "  - unknown section 'extra'; there are: columns, features, tables, tasks, towers",
+        "  - unknown section 'extra'; there are: columns, features, sequences, tables, tasks, towers",
         "  - column 'odd': unknown option 'dtpe'; did you mean 'dtype'?",
         "  - column 'odd': 'dtype' is missing",
         "  - feature 'c': unknown option 'poling'; did you mean 'pooling'?",

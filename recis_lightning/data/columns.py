@@ -40,7 +40,7 @@ class Selection:
         names = {column.name for column in schema.input_columns}
         names |= {column.name for column in schema.label_columns} if labels else set()
         columns = [column for column in schema.columns if column.name in names]
-        pairs = [(schema.column_of(feature).name, feature.weights) for feature in schema.features if feature.weights]
+        pairs = [(schema.column_of(f).name, f.column_weights) for f in schema.features if f.column_weights is not None]
         # Ids with weights take the form of lists even where there is at most one, so that both can be compared.
         as_lists = {name for pair in pairs for name in pair}
         for column in columns:
@@ -80,9 +80,15 @@ class Selection:
 
 
 def _roles(schema: Schema) -> dict[str, str]:
-    roles = {schema.column_of(feature).name: f"an input of feature '{feature.name}'" for feature in schema.features}
+    roles = {
+        column.name: f"an input of feature '{feature.name}'"
+        for feature in schema.features
+        for column in schema.columns_of(feature)
+    }
     roles |= {
-        feature.weights: f"the weights of feature '{feature.name}'" for feature in schema.features if feature.weights
+        feature.column_weights: f"the weights of feature '{feature.name}'"
+        for feature in schema.features
+        if feature.column_weights is not None
     }
     for task in schema.tasks:
         for role, name in (("sample_weight", task.sample_weight), ("where", task.where), ("label", task.label)):

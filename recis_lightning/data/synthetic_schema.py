@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.orc_writer import PartWriter
 from recis_lightning.data.synthetic import NOUNS, SCALES, ZIPF_EXPONENT, sigmoid, to_ids
-from recis_lightning.schema import Column, Schema
+from recis_lightning.schema import Column, Schema, Vector
 
 Values = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -92,13 +92,11 @@ def _draw_block(schema: Schema, count: int, seed: int, rng: np.random.Generator)
 
 
 def _weighted_with(schema: Schema) -> dict[str, str]:
-    """Name a group for each column in a pair of ids and weights: (a, w), (b, w) -> a, b and w are in one group."""
+    """Name a group for each column that is as long as others: (a, w), (b, w) -> a, b and w are in one group."""
     group: dict[str, str] = {}
-    for feature in schema.embedded_features:
-        if feature.weights is not None:
-            pair = (schema.column_of(feature).name, feature.weights)
-            old = {group.get(name, name) for name in pair}
-            group |= dict.fromkeys([*pair, *(name for name, its in group.items() if its in old)], pair[0])
+    for columns in schema.aligned_columns:
+        old = {group.get(name, name) for name in columns}
+        group |= dict.fromkeys([*columns, *(name for name, its in group.items() if its in old)], columns[0])
     return group
 
 
@@ -124,11 +122,21 @@ class _Rows:
 def _draw_rows(schema: Schema, column: Column, count: int, rng: np.random.Generator) -> _Rows:
     missing_B = rng.random(count) < MISSING
     if column.layout == "list":
+        dim = _vector_dim(schema, column)
+        if dim is not None:
+            return _Rows(np.full(count, dim), np.zeros(count, np.bool_))
         lengths_B = rng.integers(0, LONGEST + 1, count)
         return _Rows(np.where(missing_B, 0, lengths_B), missing_B)
     if not _may_miss(schema, column):
         missing_B[:] = False
     return _Rows((~missing_B).astype(np.int64), missing_B & (column.layout == "scalar"))
+
+
+def _vector_dim(schema: Schema, column: Column) -> int | None:
+    """How many numbers each list has, where a feature takes it for a vector."""
+    readers = [feature for feature in schema.features if column in schema.columns_of(feature)]
+    dims = [each.dim for feature in readers for each in feature.transforms if isinstance(each, Vector)]
+    return dims[0] if dims else None
 
 
 def _may_miss(schema: Schema, column: Column) -> bool:
@@ -151,7 +159,7 @@ def _draw_values(
     """Draw values as the file has them, and what each adds to the signal behind the labels."""
     if schema.is_id_column(column.name) or column.hash:
         return _draw_ids(schema, column, count, seed, rng)
-    if any(feature.weights == column.name for feature in schema.features):
+    if any(feature.column_weights == column.name for feature in schema.features):
         return _as_stored(column, rng.uniform(0.1, 2.0, count)), np.zeros(count)
     numbers_N = rng.exponential(10.0, count)  # positive and long-tailed, as counts and prices are
     signal_N = (np.minimum(numbers_N, 40.0) - 10.0) / 10.0
@@ -160,7 +168,7 @@ def _draw_values(
 
 def _draw_ids(schema: Schema, column: Column, count: int, seed: int, rng: np.random.Generator) -> tuple[Values, Floats]:
     # Columns that share a table share their ids.
-    tables = [f.table for f in schema.embedded_features if schema.column_of(f).name == column.name]
+    tables = [f.table for f in schema.embedded_features if column in schema.columns_of(f)]
     name = tables[0] if tables and tables[0] else column.name
     key = zlib.crc32(name.encode())
     size = min(VOCABULARY, LARGEST.get(column.dtype, VOCABULARY) + 1, _smallest_vocabulary(schema, column))

@@ -3,17 +3,66 @@
 B batch rows, N values of a feature.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recis_lightning.features.plan import Entry, Step, plan_entries, plan_transforms
-from recis_lightning.features.steps import AnyStep, make_step
+from recis_lightning.features.custom_step import CustomStep
+from recis_lightning.features.misfit import Misfit, Values, as_rows, values_of
+from recis_lightning.features.plan import Call, Entry, Step, plan_entries, plan_transforms
+from recis_lightning.features.row_steps import (
+    CrossStep,
+    LookupStep,
+    OverlapStep,
+    ReduceStep,
+    RowStep,
+    SequenceStep,
+    TimeGapStep,
+    TruncateStep,
+    VectorStep,
+)
+from recis_lightning.features.steps import (
+    BucketizeStep,
+    ClipStep,
+    HashStep,
+    Log1pStep,
+    ModuloStep,
+    MultiHashStep,
+    QuantileStep,
+    StandardizeStep,
+    ValueStep,
+    VocabularyStep,
+)
 from recis_lightning.ragged import Ragged
-from recis_lightning.schema import Feature, Schema, did_you_mean
+from recis_lightning.schema import Feature, Schema, did_you_mean, find_unfitted
+
+STEPS: dict[str, type[ValueStep] | type[RowStep]] = {
+    "log1p": Log1pStep,
+    "clip": ClipStep,
+    "z_score": StandardizeStep,
+    "min_max": StandardizeStep,
+    "quantile": QuantileStep,
+    "bucketize": BucketizeStep,
+    "modulo": ModuloStep,
+    "hash": HashStep,
+    "multi_hash": MultiHashStep,
+    "vocabulary": VocabularyStep,
+    "cross": CrossStep,
+    "lookup": LookupStep,
+    "truncate": TruncateStep,
+    "time_gap": TimeGapStep,
+    "overlap": OverlapStep,
+    "vector": VectorStep,
+    "reduce": ReduceStep,
+    "custom": CustomStep,
+}
+
+
+def make_steps(plan: Sequence[Step]) -> nn.ModuleList:
+    """The modules that run planned steps."""
+    return nn.ModuleList(STEPS[step.kind.kind](step) for step in plan)
 
 
 class FeatureEngine(nn.Module):
@@ -21,69 +70,71 @@ class FeatureEngine(nn.Module):
 
     Takes a batch by column name: id columns as Ragged int64, lists of numbers as Ragged float32, all others as float32
     [B]. Gives by feature name: for features of tables and towers Ragged ids int64, with weights where they are
-    declared; for dense features float32 [B, 1]. What needs no transform is passed on without a copy.
+    declared; for dense features float32 [B, 1], or [B, dim] for vectors. What needs no transform is passed on without a
+    copy.
 
     Raises ValueError where the batch does not fit the schema, and where a transform has no result for a value: it
-    names feature, transform, column and row.
+    names feature, transform, column and row. Raises ValueError when it is made of a schema with a transform that lacks
+    its fitted numbers.
     """
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
+        unfitted = list(find_unfitted(schema.features))
+        if unfitted:
+            hint = "run `recis features fit --config RECIPE`, and name the file it writes in the schema: fits"
+            raise ValueError("\n".join([*unfitted, hint]))
+        self._prepare(schema)
+        self.plan = plan_transforms(schema)
+        self.steps = make_steps(self.plan)
+
+    def _prepare(self, schema: Schema) -> None:
         self.entries = plan_entries(schema)
         self.features = schema.features
-        self.column_of = {feature.name: schema.column_of(feature).name for feature in schema.features}
-        self.plan = plan_transforms(schema)
-        self.steps = nn.ModuleList(make_step(step) for step in self.plan)
+        self.column_of = {each.name: schema.column_of(each).name for each in schema.features if not each.inputs}
+        self.sequences = SequenceStep(schema.sequences)
 
     def forward(self, batch: Mapping[str, Tensor | Ragged]) -> dict[str, Tensor | Ragged]:
-        columns = {entry.column: _read(batch, entry) for entry in self.entries}
-        values = {name: _values_of(columns[column]) for name, column in self.column_of.items()}
+        values = self.run(batch)
+        single: dict[int, Tensor] = {}
+        return {each.name: _finish(each, values[each.name], single) for each in self.features if not each.internal}
+
+    def run(self, batch: Mapping[str, Tensor | Ragged]) -> dict[str, Values]:
+        """What all features are behind their transforms, internal ones too."""
+        columns: dict[str, Values] = {entry.column: _read(batch, entry) for entry in self.entries}
+        if self.sequences.sequences:
+            columns = self.sequences(columns)
+        values = {each.name: self._start(each, columns) for each in self.features if not each.inputs}
         for step, module in zip(self.plan, self.steps, strict=True):
-            self._run(step, cast(AnyStep, module), values, columns)
-        return {feature.name: self._finish(feature, values[feature.name], columns) for feature in self.features}
+            values |= self._run(step, module, {"column": columns, "feature": values})
+        return values
 
-    def _run(
-        self, step: Step, module: AnyStep, values: dict[str, Tensor], columns: Mapping[str, Tensor | Ragged]
-    ) -> None:
-        """Join the values of a step's features, transform them in one call, and cut them apart again."""
-        inputs = [values[feature.name] for feature in step.features]
-        lengths = [len(each) for each in inputs]
-        splits = list(itertools.accumulate(lengths, initial=0))
-        joined_N = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-        results_N = module(joined_N, splits)
-        if not torch.compiler.is_compiling():
-            misfit = module.first_misfit(joined_N, results_N)
-            if misfit is not None:
-                self._refuse(step, module, joined_N, splits, misfit, columns)
-        for feature, part in zip(step.features, results_N.split(lengths), strict=True):
-            values[feature.name] = part
+    def _start(self, feature: Feature, columns: Mapping[str, Values]) -> Values:
+        """The column a feature reads, with the weights it names."""
+        entry = columns[self.column_of[feature.name]]
+        if feature.column_weights is None:
+            return entry
+        ids, weights = as_rows(entry), columns[feature.column_weights]
+        return Ragged(ids.values, ids.offsets, _weights_for(feature, ids, weights), ids.inner_offsets)
 
-    def _refuse(
-        self,
-        step: Step,
-        module: AnyStep,
-        joined_N: Tensor,
-        splits: Sequence[int],
-        place: int,
-        columns: Mapping[str, Tensor | Ragged],
-    ) -> None:
-        index = next(k for k in range(len(step.features)) if place < splits[k + 1])
-        feature = step.features[index]
-        column = self.column_of[feature.name]
-        row = _row_of(columns[column], place - splits[index])
-        raise ValueError(
-            f"feature '{feature.name}', transforms[{step.depth}] ({step.kind.kind}): "
-            f"column '{column}', row {row} of the batch gives {joined_N[place].item()}, need {module.need}"
+    def _run(self, step: Step, module: Any, known: Mapping[str, Mapping[str, Values]]) -> dict[str, Values]:
+        inputs = [[known[what][name] for what, name in call.inputs] for call in step.calls]
+        try:
+            results = module(inputs)
+        except Misfit as misfit:
+            raise ValueError(self._describe(step.calls[misfit.call], misfit)) from None
+        return {feature.name: result for feature, result in zip(step.features, results, strict=True)}
+
+    def _describe(self, call: Call, misfit: Misfit) -> str:
+        source = " x ".join(self._source(what, name) for what, name in call.inputs)
+        return (
+            f"feature '{call.feature.name}', transforms[{call.index}] ({call.transform.kind}): {source}, "
+            f"row {misfit.row} of the batch {misfit.found}, need {misfit.need}"
         )
 
-    def _finish(self, feature: Feature, values: Tensor, columns: Mapping[str, Tensor | Ragged]) -> Tensor | Ragged:
-        if feature.is_dense:
-            return values[:, None]
-        entry = columns[self.column_of[feature.name]]
-        if not isinstance(entry, Ragged):  # a number a row, bucketized: one id a row
-            return Ragged(values, torch.arange(len(entry) + 1, device=values.device))
-        weights = None if feature.weights is None else _weights_for(feature, entry, columns[feature.weights])
-        return Ragged(values, entry.offsets, weights, entry.inner_offsets)
+    def _source(self, what: str, name: str) -> str:
+        is_column = what == "column" or name in self.column_of
+        return f"column '{self.column_of.get(name, name)}'" if is_column else f"'{name}'"
 
 
 def _read(batch: Mapping[str, Tensor | Ragged], entry: Entry) -> Tensor | Ragged:
@@ -91,24 +142,28 @@ def _read(batch: Mapping[str, Tensor | Ragged], entry: Entry) -> Tensor | Ragged
         hint = did_you_mean(entry.column, batch)
         raise ValueError(f"the batch has no column '{entry.column}', which feature '{entry.reader}' reads{hint}")
     found = batch[entry.column]
-    if isinstance(found, Ragged) != entry.is_ragged or _values_of(found).dtype != entry.dtype:
+    if isinstance(found, Ragged) != entry.is_ragged or values_of(found).dtype != entry.dtype:
         raise ValueError(
-            f"column '{entry.column}' arrives as {type(found).__name__} of {_values_of(found).dtype}, "
+            f"column '{entry.column}' arrives as {type(found).__name__} of {values_of(found).dtype}, "
             f"need {'Ragged' if entry.is_ragged else 'Tensor'} of {entry.dtype}; was it read with another schema?"
         )
     return found
 
 
-def _values_of(entry: Tensor | Ragged) -> Tensor:
-    return entry.values if isinstance(entry, Ragged) else entry
-
-
-def _row_of(entry: Tensor | Ragged, place: int) -> int:
-    """The outermost row that holds a value."""
-    if isinstance(entry, Ragged):
-        for offsets in [*reversed(entry.inner_offsets), entry.offsets]:
-            place = int(torch.searchsorted(offsets, place, right=True)) - 1
-    return place
+def _finish(feature: Feature, value: Values, single: dict[int, Tensor]) -> Tensor | Ragged:
+    """What the model gets; ``single`` keeps the offsets of rows of one value, which many features share."""
+    if feature.is_dense:
+        numbers = values_of(value)
+        return numbers[:, None] if numbers.dim() == 1 else numbers
+    if isinstance(value, Tensor):
+        count = value.shape[0]
+        if count not in single:
+            single[count] = torch.arange(count + 1, device=value.device)
+        return Ragged(value, single[count])
+    rows = value
+    if feature.weights is None and rows.weights is not None:  # those of an input, which were not asked for
+        return Ragged(rows.values, rows.offsets, None, rows.inner_offsets)
+    return rows
 
 
 def _weights_for(feature: Feature, ids: Ragged, weights: Tensor | Ragged) -> Tensor:

@@ -1,16 +1,42 @@
 """The plan of a schema's transforms, made once: which features go through which kind of transform together.
 
-A feature's transforms run in the order declared. Those at one depth that are of one kind and take one dtype run as one
-call: 26 features that begin with a modulo are one step. A single feature is a group of one.
+A feature's transforms run in the order declared, behind those of the features it reads. Those at one depth that are of
+one kind and take one dtype run as one call: 26 features that begin with a modulo are one step. A single feature is a
+group of one.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 
-from recis_lightning.schema import Bucketize, Clip, Column, Feature, Log1p, Modulo, Schema, Transform
+from recis_lightning.schema import Clip, Column, Feature, Schema, Transform, Value
+
+
+class Source(NamedTuple):
+    """Where an input comes from."""
+
+    what: Literal["column", "feature"]
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One transform of one feature: its part of a step."""
+
+    feature: Feature
+    index: int
+    """Which of the feature's transforms, from 0."""
+    inputs: tuple[Source, ...]
+    values: tuple[Value, ...]
+    """What the inputs are."""
+    result: Value
+
+    @property
+    def transform(self) -> Transform:
+        return self.feature.transforms[self.index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +45,19 @@ class Step:
 
     kind: type[Transform]
     depth: int
-    """Which of a feature's transforms, from 0."""
+    """Behind how many other transforms it comes at least: for a feature that reads columns, which of its own it is."""
     dtype: torch.dtype
-    """What the values are before it: int64 or float32."""
-    features: tuple[Feature, ...]
-    transforms: tuple[Transform, ...]
-    """One for each feature."""
+    """What the values of the first input are before it: int64 or float32."""
+    calls: tuple[Call, ...]
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        return tuple(call.feature for call in self.calls)
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """One for each feature."""
+        return tuple(call.transform for call in self.calls)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +76,10 @@ def plan_entries(schema: Schema) -> tuple[Entry, ...]:
     """The batch entries that all features read, in the order of the columns."""
     readers: dict[str, str] = {}
     for feature in schema.features:
-        for name in (feature.column or feature.name, feature.weights):
+        for name in (*(column.name for column in schema.columns_of(feature)), feature.column_weights):
             if name is not None:
                 readers.setdefault(name, feature.name)
-    weights = {feature.weights for feature in schema.features}
+    weights = {feature.column_weights for feature in schema.features}
     return tuple(
         Entry(
             column=column.name,
@@ -60,22 +93,40 @@ def plan_entries(schema: Schema) -> tuple[Entry, ...]:
 
 def plan_transforms(schema: Schema) -> tuple[Step, ...]:
     """The steps of all features, in an order in which they can run."""
-    groups: dict[tuple[int, str, torch.dtype], list[tuple[Feature, Transform]]] = {}
+    groups: dict[tuple[int, str, torch.dtype], list[Call]] = {}
     for feature in schema.features:
-        dtype = column_dtype(schema, schema.column_of(feature))
-        for depth, transform in enumerate(feature.transforms):
-            groups.setdefault((depth, transform.kind, dtype), []).append((feature, transform))
-            dtype = result_dtype(transform, dtype)
+        before, start = schema.values_of(feature), _start_depth(schema, feature)
+        inputs: tuple[Source, ...] = sources_of(schema, feature)
+        for index, transform in enumerate(feature.transforms):
+            values, result = before[index], before[index + 1][0]
+            call = Call(feature=feature, index=index, inputs=inputs, values=values, result=result)
+            groups.setdefault((start + index, transform.kind, dtype_of(values[0])), []).append(call)
+            inputs = (Source("feature", feature.name),)
     return tuple(
-        Step(
-            kind=type(members[0][1]),
-            depth=depth,
-            dtype=dtype,
-            features=tuple(feature for feature, _ in members),
-            transforms=tuple(transform for _, transform in members),
-        )
-        for (depth, _, dtype), members in sorted(groups.items(), key=lambda group: group[0][0])
+        Step(kind=type(calls[0].transform), depth=depth, dtype=dtype, calls=tuple(calls))
+        for (depth, _, dtype), calls in sorted(groups.items(), key=lambda group: group[0][0])
     )
+
+
+def sources_of(schema: Schema, feature: Feature) -> tuple[Source, ...]:
+    """Where a feature's first inputs come from. One without inputs starts as its column, weights and all."""
+    if not feature.inputs:
+        return (Source("feature", feature.name),)
+    return tuple(
+        Source("feature" if isinstance(each, Feature) else "column", each.name) for each in schema.inputs_of(feature)
+    )
+
+
+def _start_depth(schema: Schema, feature: Feature) -> int:
+    if not feature.inputs:
+        return 0
+    others = [each for each in schema.inputs_of(feature) if isinstance(each, Feature)]
+    return max((_start_depth(schema, other) + len(other.transforms) for other in others), default=0)
+
+
+def dtype_of(value: Value) -> torch.dtype:
+    """The dtype of what a value is: ids are int64, all else float32."""
+    return torch.int64 if value.ids else torch.float32
 
 
 def column_dtype(schema: Schema, column: Column) -> torch.dtype:
@@ -83,16 +134,10 @@ def column_dtype(schema: Schema, column: Column) -> torch.dtype:
     return torch.int64 if schema.is_id_column(column.name) else torch.float32
 
 
-def result_dtype(transform: Transform, dtype: torch.dtype) -> torch.dtype:
-    """What a transform makes of a dtype."""
-    if isinstance(transform, Modulo | Bucketize):
-        return torch.int64
-    return torch.float32 if isinstance(transform, Log1p) else dtype
-
-
 def integer_bounds(clip: Clip) -> tuple[int | None, int | None]:
     """The integers inside a clip's bounds: low 0.5, high 9.5 -> 1, 9. Clipping integers to them is the same."""
-    return None if clip.low is None else math.ceil(clip.low), None if clip.high is None else math.floor(clip.high)
+    low = None if clip.low is None else max(math.ceil(clip.low), -(2**63))
+    return low, None if clip.high is None else min(math.floor(clip.high), 2**63 - 1)
 
 
 def integer_boundaries(boundaries: Sequence[float]) -> list[int]:

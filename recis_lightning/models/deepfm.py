@@ -13,6 +13,7 @@ from recis_lightning.models.inputs import (
     Inputs,
     by_task,
     dense_names,
+    dense_width,
     join_dense,
     pooled_widths,
     shared_width,
@@ -48,9 +49,9 @@ class DeepFM(nn.Module):
                 "DeepFM's deep network has no input: declare dense features, or embedded ones with dim above 1"
             )
         self.machine = FactorizationMachine()
-        self.deep = MLP(len(self.fields) * width + len(self.dense), hidden, dropout)
+        self.deep = MLP(len(self.fields) * width + dense_width(schema), hidden, dropout)
         self.head = nn.Linear(self.deep.output_dim, len(self.tasks))
-        self.dense_weights = nn.Linear(len(self.dense), len(self.tasks), bias=False) if self.dense else None
+        self.dense_weights = nn.Linear(dense_width(schema), len(self.tasks), bias=False) if self.dense else None
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         dtype = self.head.weight.dtype

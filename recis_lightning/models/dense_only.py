@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from recis_lightning.models.blocks import MLP
-from recis_lightning.models.inputs import Inputs, by_task, dense_names, join_dense, task_names
+from recis_lightning.models.inputs import Inputs, by_task, dense_names, dense_width, join_dense, task_names
 from recis_lightning.schema import Schema
 
 
@@ -25,7 +25,7 @@ class DenseOnly(nn.Module):
         self.dense = dense_names(schema)
         if not self.dense:
             raise ValueError("DenseOnly needs dense features, found none; declare one: a feature without a table")
-        self.mlp = MLP(len(self.dense), hidden, dropout)
+        self.mlp = MLP(dense_width(schema), hidden, dropout)
         self.head = nn.Linear(self.mlp.output_dim, len(self.tasks))
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from recis_lightning.models.inputs import (
     Inputs,
     by_task,
     dense_names,
+    dense_width,
     join_dense,
     pooled_widths,
     shared_width,
@@ -52,7 +53,7 @@ class DLRM(nn.Module):
                 "DeepFM works with either alone"
             )
         width = shared_width(widths, "DLRM")
-        self.bottom = MLP(len(self.dense), [*bottom, width], dropout)
+        self.bottom = MLP(dense_width(schema), [*bottom, width], dropout)
         self.interaction = DotInteraction(len(self.fields) + 1)
         self.top = MLP(width + self.interaction.output_dim, top, dropout)
         self.head = nn.Linear(self.top.output_dim, len(self.tasks))

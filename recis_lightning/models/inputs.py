@@ -1,6 +1,6 @@
 """What models read off a schema when they are built, and how they take their inputs.
 
-B batch rows, F fields (embedded features), D embedding width, I dense features, T tasks.
+B batch rows, F fields (embedded features), D embedding width, I numbers of the dense features, T tasks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,6 +44,11 @@ def dense_names(schema: Schema) -> list[str]:
     return [feature.name for feature in schema.dense_features]
 
 
+def dense_width(schema: Schema) -> int:
+    """How many numbers a row's dense features are together: one each, or the dim of a vector."""
+    return sum(schema.width_of(feature) for feature in schema.dense_features)
+
+
 def task_names(schema: Schema, model: str) -> list[str]:
     """The names of the tasks. ValueError where there are none."""
     if not schema.tasks:
@@ -52,7 +57,7 @@ def task_names(schema: Schema, model: str) -> list[str]:
 
 
 def join_dense(inputs: Inputs, names: Sequence[str], dtype: torch.dtype) -> Tensor:
-    """Dense features side by side, in the dtype of the model: I times [B, 1] -> [B, I]."""
+    """Dense features side by side, in the dtype of the model: [B, 1] and vectors [B, dim] -> [B, I]."""
     return torch.cat([_tensor(inputs, name) for name in names], dim=1).to(dtype)
 
 

@@ -13,7 +13,19 @@
 `Schema.from_dict` reads such a mapping and reports every mistake in it in one `SchemaError`.
 """
 
-from recis_lightning.schema.declarations import Column, Dtype, Feature, Layout, Loss, Pooling, Table, Task
+from recis_lightning.schema.declarations import (
+    Column,
+    Dtype,
+    Feature,
+    Layout,
+    Loss,
+    Pooling,
+    SequenceGroup,
+    Table,
+    Task,
+)
+from recis_lightning.schema.fits import FIT_FORMAT, FITTED, find_changed_transforms, find_unfitted, version_of
+from recis_lightning.schema.flow import Value
 from recis_lightning.schema.kinds import (
     INITIALIZERS,
     OPTIMIZERS,
@@ -31,7 +43,30 @@ from recis_lightning.schema.kinds import (
 )
 from recis_lightning.schema.names import SchemaError, did_you_mean, expand
 from recis_lightning.schema.schema import Schema
-from recis_lightning.schema.transforms import TRANSFORMS, Bucketize, Clip, Log1p, Modulo, Transform
+from recis_lightning.schema.transforms import (
+    TRANSFORMS,
+    Bucketize,
+    Clip,
+    Cross,
+    Custom,
+    Hash,
+    HashKind,
+    Log1p,
+    Lookup,
+    MinMax,
+    Modulo,
+    MultiHash,
+    Overlap,
+    Quantile,
+    Reduce,
+    TimeGap,
+    Transform,
+    Truncate,
+    Vector,
+    Vocabulary,
+    ZScore,
+    is_fitted,
+)
 
 __all__ = [
     "Adagrad",
@@ -41,28 +76,51 @@ __all__ = [
     "Clip",
     "Column",
     "Constant",
+    "Cross",
+    "Custom",
     "Dtype",
+    "FITTED",
+    "FIT_FORMAT",
     "Feature",
+    "Hash",
+    "HashKind",
     "INITIALIZERS",
     "Initializer",
     "Layout",
     "Log1p",
+    "Lookup",
     "Loss",
+    "MinMax",
     "Modulo",
+    "MultiHash",
     "Normal",
     "OPTIMIZERS",
+    "Overlap",
     "Pooling",
+    "Quantile",
+    "Reduce",
     "RowwiseAdagrad",
     "Schema",
     "SchemaError",
+    "SequenceGroup",
     "Sgd",
     "SparseOptimizer",
     "TRANSFORMS",
     "Table",
     "Task",
+    "TimeGap",
     "Transform",
+    "Truncate",
     "TruncatedNormal",
     "Uniform",
+    "Value",
+    "Vector",
+    "Vocabulary",
+    "ZScore",
     "did_you_mean",
     "expand",
+    "find_changed_transforms",
+    "find_unfitted",
+    "is_fitted",
+    "version_of",
 ]

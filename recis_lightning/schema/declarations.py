@@ -1,10 +1,10 @@
-"""What a schema declares: columns, features, tables and tasks."""
+"""What a schema declares: columns, sequences, features, tables and tasks."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from recis_lightning.schema.kinds import Adagrad, Constant, Initializer, SparseOptimizer
-from recis_lightning.schema.transforms import Transform
+from recis_lightning.schema.transforms import HashKind, Transform
 from recis_lightning.schema_policies import Admission, Always, Eviction
 
 Dtype = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool", "string"]
@@ -23,8 +23,9 @@ class Column:
     """The type of its values in the file, checked before training. Batches carry ids as int64, all else as float32."""
     layout: Layout = "scalar"
     """`list` for list columns; `optional_list` for lists of length 0 or 1, where the empty list is a missing value."""
-    hash: Literal["farm", "murmur"] | None = None
-    """How strings become signed 64-bit ids while reading: FarmHash Fingerprint64, or MurmurHash64A with seed 0."""
+    hash: HashKind | None = None
+    """How strings become signed 64-bit ids while reading: farm (FarmHash Fingerprint64), murmur
+    (MurmurHash64A, seed 0) or xxh64 (XXH64, seed 0)."""
     parse: Literal["int64", "float32"] | None = None
     """Read strings as numbers; a string that is none is an error that names file and row."""
     tokenizer: str | None = None
@@ -43,6 +44,8 @@ class Feature:
     """Its name, or a pattern that runs in step with `column` and `table`."""
     column: str | None = None
     """The column it reads; its own name where none is given."""
+    inputs: tuple[str, ...] = ()
+    """In the place of a column: the features and columns that its first transform takes, features before columns."""
     table: str | None = None
     """The table its ids are looked up in; none for a dense feature."""
     tower: str | None = None
@@ -50,14 +53,33 @@ class Feature:
     pooling: Pooling = "sum"
     """How the embeddings of a row's ids become one: sum, mean, sqrtn (sum / sqrt(count)); none keeps the sequence."""
     weights: str | None = None
-    """A list column of float weights, one for each id."""
+    """A list column of float weights, one for each id; `inputs` for those that come with its inputs."""
     transforms: tuple[Transform, ...] = ()
     """Applied in order: log1p, {kind: clip, low: 0, high: 9}, {kind: modulo, divisor: 1000}, {kind: bucketize, ...}."""
+    internal: bool = False
+    """Only an input of other features; the model does not get it."""
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is one number a row: looked up in no table, and for no tower."""
-        return self.table is None and self.tower is None
+        """Whether it is numbers for the model: looked up in no table, and for no tower."""
+        return self.table is None and self.tower is None and not self.internal
+
+    @property
+    def column_weights(self) -> str | None:
+        """The column of its weights, where they come from one."""
+        return None if self.inputs else self.weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceGroup:
+    """List columns that belong together, entry by entry: the items, categories and times of a history."""
+
+    name: str
+    columns: tuple[str, ...]
+    """Equally long in every row; weights are among them. All are cut before any feature reads them."""
+    length: int
+    """How many entries of a row are kept."""
+    keep: Literal["last", "first"] = "last"
 
 
 @dataclass(frozen=True, kw_only=True)

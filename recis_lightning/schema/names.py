@@ -42,18 +42,33 @@ def _list_parts(inside: str) -> list[str]:
 
 
 def expand_declaration(declaration: Any, fields: Sequence[str]) -> list[Any]:
-    """Expand the patterns of several fields in step: name `c{1..2}`, table `t{1..2}` -> (c1, t1), (c2, t2)."""
-    expansions = {name: expand(value) for name in fields if (value := getattr(declaration, name)) is not None}
-    count = len(expansions["name"])
-    for name, values in expansions.items():
-        if len(values) not in (1, count):
-            raise ValueError(f"'{name}' expands to {len(values)} names, 'name' to {count}; let them run in step")
-    return [
-        dataclasses.replace(
-            declaration, **{name: values[index if len(values) > 1 else 0] for name, values in expansions.items()}
-        )
-        for index in range(count)
-    ]
+    """Expand the patterns of several fields in step: name `c{1..2}`, table `t{1..2}` -> (c1, t1), (c2, t2).
+
+    A field of several names expands each of them; beside a name that is no pattern, they are all its: inputs
+    [`c{1..2}`] -> (c1, c2).
+    """
+    count = len(expand(declaration.name))
+    changes: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name in fields:
+        value = getattr(declaration, name)
+        if value is None:
+            continue
+        if isinstance(value, tuple) and count == 1:
+            changes[0][name] = tuple(each for pattern in value for each in expand(pattern))
+            continue
+        patterns = value if isinstance(value, tuple) else (value,)
+        columns = [_in_step(name, pattern, count) for pattern in patterns]
+        for index, change in enumerate(changes):
+            names = tuple(column[index] for column in columns)
+            change[name] = names if isinstance(value, tuple) else names[0]
+    return [dataclasses.replace(declaration, **change) for change in changes]
+
+
+def _in_step(field: str, pattern: str, count: int) -> list[str]:
+    values = expand(pattern)
+    if len(values) not in (1, count):
+        raise ValueError(f"'{field}' expands to {len(values)} names, 'name' to {count}; let them run in step")
+    return values * count if len(values) == 1 else values
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recis_lightning.schema.declarations import Column, Feature, Table, Task
+from recis_lightning.schema.declarations import Column, Feature, SequenceGroup, Table, Task
 from recis_lightning.schema.kinds import INITIALIZERS, OPTIMIZERS
 from recis_lightning.schema.names import did_you_mean
 from recis_lightning.schema.transforms import TRANSFORMS
@@ -121,10 +121,11 @@ _NESTED: dict[tuple[type, str], Callable[[Any, str, list[str]], Any]] = {
 SECTIONS: dict[str, tuple[type, tuple[str, ...]]] = {
     # section -> (class, the fields whose patterns run in step)
     "columns": (Column, ("name",)),
-    "features": (Feature, ("name", "column", "table", "tower", "weights")),
+    "features": (Feature, ("name", "column", "inputs", "table", "tower", "weights")),
     "tables": (Table, ("name",)),
     "towers": (Tower, ("name",)),
     "tasks": (Task, ("name", "label", "where", "sample_weight")),
+    "sequences": (SequenceGroup, ("name", "columns")),
 }
 
 

@@ -1,5 +1,27 @@
-"""Transforms of feature values, several features in one call: see op.py."""
+"""Transforms of feature values, several columns in one call: see op.py."""
 
-from triton_ops.transform.op import bucketize, clip, modulo
+from triton_ops.transform.op import (
+    bucketize,
+    clip,
+    find_unfit,
+    hash_ids,
+    log1p,
+    modulo,
+    multi_hash,
+    quantile,
+    standardize,
+    vocabulary,
+)
 
-__all__ = ["bucketize", "clip", "modulo"]
+__all__ = [
+    "bucketize",
+    "clip",
+    "find_unfit",
+    "hash_ids",
+    "log1p",
+    "modulo",
+    "multi_hash",
+    "quantile",
+    "standardize",
+    "vocabulary",
+]

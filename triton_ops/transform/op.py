@@ -1,84 +1,245 @@
-"""Transforms of feature values, several features in one call.
+"""Transforms of values, several columns in one call, each column read where it lies.
 
-N values of all features, K features, M boundaries of all features; feature k owns values splits[k] to splits[k + 1].
+N values of a column, K columns, M boundaries, knots or listed ids of all columns, of which column k owns
+splits[k] : splits[k + 1].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from triton_ops.columns import allocate, describe
 from triton_ops.dispatch import choose
 from triton_ops.transform import reference
 
+HASH_KINDS = ("farm", "murmur", "xxh64")
+
 
 def modulo(
-    values_N: Tensor,  # int64 [N], any value
-    splits: Sequence[int],  # K + 1 numbers from 0 to N
-    divisors_K: Tensor,  # int64 [K], at least 1
-) -> Tensor:
-    """Values read as unsigned 64-bit, modulo a divisor: [12, -1] with splits [0, 2], divisors [10] -> [2, 5].
+    inputs: Sequence[Tensor],  # K times int64 [N], any value
+    divisors: Sequence[int],  # at least 1, below 2^63
+    in_place: bool = False,  # the inputs may be written over
+) -> list[Tensor]:
+    """Values read as unsigned 64-bit, modulo a divisor: [[12, -1]] with divisors [10] -> [[2, 5]].
 
-    -1 is 2^64 - 1 = 18446744073709551615, which ends in 5. Gives int64 [N]. Raises ValueError where dtypes or splits do
+    -1 is 2^64 - 1 = 18446744073709551615, which ends in 5. With ``in_place`` results may lie in the inputs' memory:
+    fresh memory is slow at first touch. Raises ValueError where dtypes or counts do not fit.
+    """
+    _check(inputs, torch.int64, len(divisors))
+    how = _choose(inputs)
+    if how == "reference":
+        return [reference.modulo(values, divisor) for values, divisor in zip(inputs, divisors, strict=True)]
+    divisors_K = np.array(divisors, np.int64)
+    if in_place and all(values.is_contiguous() for values in inputs):
+        return _run(how, "modulo", inputs, torch.int64, divisors_K, outputs=[values.view(-1) for values in inputs])
+    return _run(how, "modulo", inputs, torch.int64, divisors_K)
+
+
+def hash_ids(
+    inputs: Sequence[Tensor],  # K times int64 [N], any value
+    kinds: Sequence[str],  # farm, murmur or xxh64
+) -> list[Tensor]:
+    """The hash of each id's 8 bytes, little-endian: [[1]] with kinds ["murmur"] -> [[-8089716718896805586]].
+
+    What `hash_bytes` gives for the same bytes. Raises ValueError where dtypes, counts or kinds do not fit.
+    """
+    _check(inputs, torch.int64, len(kinds))
+    unknown = [kind for kind in kinds if kind not in HASH_KINDS]
+    if unknown:
+        raise ValueError(f"hash kind is '{unknown[0]}', need one of {', '.join(HASH_KINDS)}")
+    how = _choose(inputs)
+    if how == "reference":
+        return [reference.hash_ids(ids, kind) for ids, kind in zip(inputs, kinds, strict=True)]
+    return _run(how, "hash_ids", inputs, torch.int64, np.array([HASH_KINDS.index(kind) for kind in kinds], np.int64))
+
+
+def multi_hash(
+    inputs: Sequence[Tensor],  # K times int64 [N], any value
+    hashes: Sequence[Sequence[tuple[int, int, int, int]]],  # of each column: (multiplier, prime, buckets, shift)
+) -> list[Tensor]:
+    """Hashes of each id, one behind the other: [[7]] with [[(1, 5, 10, 0), (3, 5, 10, 100)]] -> [[2, 101]].
+
+    id * multiplier, wrapped to signed 64 bits, mod prime, mod buckets, + shift; remainders are never negative. Column k
+    gives N * J values. Raises ValueError where dtypes or counts do not fit.
+    """
+    _check(inputs, torch.int64, len(hashes))
+    how = _choose(inputs)
+    if how == "reference":
+        return [reference.multi_hash(ids, each) for ids, each in zip(inputs, hashes, strict=True)]
+    table_H4 = np.array([entry for each in hashes for entry in each], np.int64).reshape(-1, 4)
+    lengths = [len(ids) * len(each) for ids, each in zip(inputs, hashes, strict=True)]
+    return _run(how, "multi_hash", inputs, torch.int64, table_H4, _starts(hashes), lengths=lengths)
+
+
+def vocabulary(
+    inputs: Sequence[Tensor],  # K times int64 [N], any value
+    sorted_M: Tensor,  # int64 [M], rising within a column
+    places_M: Tensor,  # int64 [M], what each becomes
+    splits: Sequence[int],  # K + 1 numbers from 0 to M
+    unknown: Sequence[int],  # over how many ids others are spread, 0 for -1
+) -> list[Tensor]:
+    """The places of ids in a list: [[30, 8]] with sorted [30, 70], places [1, 0], unknown [1] -> [[1, 2]].
+
+    An id that is not listed becomes M + murmur(id) mod unknown, unsigned. Raises ValueError where dtypes or counts do
     not fit.
     """
-    _check_splits(values_N, splits, len(divisors_K))
-    if values_N.dtype != torch.int64 or divisors_K.dtype != torch.int64:
-        raise ValueError(f"values are {values_N.dtype}, divisors {divisors_K.dtype}; both must be int64")
-    if torch.compiler.is_compiling() or choose("transform", values_N.device) == "reference":
-        return reference.modulo(values_N, splits, divisors_K)
-    from triton_ops.transform import cpu
-
-    remainders_N = torch.empty_like(values_N, memory_format=torch.contiguous_format)
-    splits_K1 = np.asarray(splits, dtype=np.int64)
-    cpu.modulo(values_N.numpy(), splits_K1, divisors_K.numpy(), remainders_N.numpy())
-    return remainders_N
+    _check(inputs, torch.int64, len(unknown))
+    how = _choose(inputs)
+    if how == "reference":
+        pairs = zip(splits, splits[1:], strict=False)
+        return [
+            reference.vocabulary(ids, sorted_M[first:last], places_M[first:last], others)
+            for ids, (first, last), others in zip(inputs, pairs, unknown, strict=True)
+        ]
+    others_K = np.array(unknown, np.int64)
+    return _run(how, "vocabulary", inputs, torch.int64, sorted_M, places_M, np.array(splits, np.int64), others_K)
 
 
 def bucketize(
-    values_N: Tensor,  # float32, float64 or int64 [N]
-    splits: Sequence[int],  # K + 1 numbers from 0 to N
-    boundaries_M: Tensor,  # the same dtype [M], rising within a feature
-    boundary_splits: Sequence[int],  # K + 1 numbers from 0 to M
-) -> Tensor:
-    """How many boundaries a value reaches: [5, 10, 99] with boundaries [0, 10] -> [1, 2, 2], int64 [N].
+    inputs: Sequence[Tensor],  # K times float32 or int64 [N]
+    boundaries_M: Tensor,  # the same dtype [M], rising within a column
+    splits: Sequence[int],  # K + 1 numbers from 0 to M
+) -> list[Tensor]:
+    """How many boundaries a value reaches: [[5, 10, 99]] with boundaries [0, 10] -> [[1, 2, 2]], int64.
 
-    A value equal to a boundary is above it; NaN is above all. Plain torch on every device. Raises ValueError where
-    dtypes or splits do not fit.
+    A value equal to a boundary is above it; NaN is above all. Raises ValueError where dtypes or counts do not fit.
     """
-    _check_splits(values_N, splits, len(boundary_splits) - 1)
-    _check_splits(boundaries_M, boundary_splits, len(boundary_splits) - 1)
-    if values_N.dtype != boundaries_M.dtype:
-        raise ValueError(f"values are {values_N.dtype}, boundaries {boundaries_M.dtype}; give both in one dtype")
-    return reference.bucketize(values_N, splits, boundaries_M, boundary_splits)
+    _check(inputs, boundaries_M.dtype, len(splits) - 1)
+    how = _choose(inputs)
+    if how == "reference":
+        pairs = zip(splits, splits[1:], strict=False)
+        return [
+            reference.bucketize(values, boundaries_M[first:last])
+            for values, (first, last) in zip(inputs, pairs, strict=True)
+        ]
+    name = "bucketize_floats" if boundaries_M.dtype == torch.float32 else "bucketize_integers"
+    return _run(how, name, inputs, torch.int64, boundaries_M, np.array(splits, np.int64))
 
 
 def clip(
-    values_N: Tensor,  # any number dtype [N]
-    splits: Sequence[int],  # K + 1 numbers from 0 to N
+    inputs: Sequence[Tensor],  # K times float32 or int64 [N]
     bounds: Sequence[tuple[float | None, float | None]],  # K pairs (low, high); None is no bound
-) -> Tensor:
-    """Values no lower and no higher than bounds: [-1, 5, 20] with splits [0, 2, 3], bounds [(0, 4), (None, 9)]
-    -> [0, 4, 9], in the dtype of the values.
+) -> list[Tensor]:
+    """Values no lower and no higher than bounds: [[-1, 5], [20]] with [(0, 4), (None, 9)] -> [[0, 4], [9]].
 
-    NaN stays NaN. Integers want integer bounds: torch would make floats of them. Plain torch on every device. Raises
-    ValueError where the splits do not fit.
+    NaN stays NaN. Integers want integer bounds: torch would make floats of them. Raises ValueError where dtypes or
+    counts do not fit.
     """
-    _check_splits(values_N, splits, len(bounds))
-    return reference.clip(values_N, splits, bounds)
+    dtype = inputs[0].dtype if inputs else torch.float32
+    _check(inputs, dtype, len(bounds))
+    how = _choose(inputs)
+    if how == "reference":
+        return [reference.clip(values, low, high) for values, (low, high) in zip(inputs, bounds, strict=True)]
+    floats = dtype == torch.float32
+    least, most = (-np.inf, np.inf) if floats else (-(2**63), 2**63 - 1)
+    pairs = [(least if low is None else low, most if high is None else high) for low, high in bounds]
+    bounds_K2 = np.array(pairs, np.float32 if floats else np.int64).reshape(-1, 2)
+    return _run(how, "clip_floats" if floats else "clip_integers", inputs, dtype, bounds_K2)
 
 
-def _check_splits(values_N: Tensor, splits: Sequence[int], features: int) -> None:
-    rising = all(start <= stop for start, stop in zip(splits, splits[1:], strict=False))
-    if (
-        values_N.dim() != 1
-        or len(splits) != features + 1
-        or splits[0] != 0
-        or splits[-1] != len(values_N)
-        or not rising
-    ):
-        raise ValueError(
-            f"splits {list(splits)} do not cut {list(values_N.shape)} values into {features} features; "
-            "give one more than features, from 0 to the number of values"
-        )
+def standardize(
+    inputs: Sequence[Tensor],  # K times float32 [N]
+    shift_scale_K2: Tensor,  # float32 [K, 2]
+) -> list[Tensor]:
+    """(value - shift) / scale: [[10.0]] with [[2, 4]] -> [[2.0]], float32; ValueError where arguments do not fit."""
+    _check(inputs, torch.float32, len(shift_scale_K2))
+    how = _choose(inputs)
+    if how == "reference":
+        return [reference.standardize(values, *pair) for values, pair in zip(inputs, shift_scale_K2, strict=True)]
+    return _run(how, "standardize", inputs, torch.float32, shift_scale_K2)
+
+
+def quantile(
+    inputs: Sequence[Tensor],  # K times float32 [N]
+    knots_M: Tensor,  # float32 [M], never falling within a column, at least two a column
+    splits: Sequence[int],  # K + 1 numbers from 0 to M
+) -> list[Tensor]:
+    """The share of values below, by straight lines between knots: [[55]] with knots [0, 10, 100] -> [[0.75]], float32.
+
+    A value on several equal knots gets the middle of their shares; NaN stays NaN. Raises ValueError where dtypes or
+    counts do not fit.
+    """
+    _check(inputs, torch.float32, len(splits) - 1)
+    how = _choose(inputs)
+    if how == "reference":
+        pairs = zip(splits, splits[1:], strict=False)
+        return [
+            reference.quantile(values, knots_M[first:last]) for values, (first, last) in zip(inputs, pairs, strict=True)
+        ]
+    return _run(how, "quantile", inputs, torch.float32, knots_M, np.array(splits, np.int64))
+
+
+def log1p(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """log(1 + x): [[0.0], [1.0]] -> [[0.0], [0.6931]], float32; one call of torch's own, on every device."""
+    numbers = [values.to(torch.float32) for values in inputs]
+    if torch.compiler.is_compiling():
+        return [values.log1p() for values in numbers]
+    return list(torch._foreach_log1p(numbers)) if numbers else []
+
+
+def find_unfit(inputs: Sequence[Tensor], finite: bool) -> tuple[int, int] | None:
+    """The first column and place with NaN or, with ``finite``, infinity: [[1.0], [2.0, nan]] -> (1, 1).
+
+    ``inputs`` are float32 [N]. On a GPU this waits for the device.
+    """
+    if _choose(inputs) == "cpu":
+        from triton_ops.transform import cpu
+
+        column, place = cpu.find_unfit(describe(inputs, inputs), finite)
+        return None if column < 0 else (int(column), int(place))
+    for column, values in enumerate(inputs):
+        unfit = ~values.isfinite() if finite else values.isnan()
+        if bool(unfit.any()):
+            return column, int(unfit.nonzero()[0])
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ inside
+
+
+def _check(inputs: Sequence[Tensor], dtype: torch.dtype, columns: int) -> None:
+    if len(inputs) != columns:
+        raise ValueError(f"{len(inputs)} columns, but arguments for {columns}; give one for each")
+    for k, values in enumerate(inputs):
+        if values.dtype != dtype or values.dim() != 1:
+            raise ValueError(f"column {k} is {values.dtype} {list(values.shape)}, need {dtype} [N]")
+
+
+def _choose(inputs: Sequence[Tensor]) -> str:
+    if torch.compiler.is_compiling() or not inputs:
+        return "reference"
+    return choose("transform", inputs[0].device)
+
+
+def _run(
+    how: str,
+    name: str,
+    inputs: Sequence[Tensor],
+    dtype: torch.dtype,
+    *parameters: Any,  # tensors and NumPy arrays, in the kernel's order
+    lengths: Sequence[int] | None = None,
+    outputs: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """One call of a kernel for all columns."""
+    inputs = [values if values.is_contiguous() else values.contiguous() for values in inputs]
+    if outputs is None:
+        lengths = [values.numel() for values in inputs] if lengths is None else lengths
+        outputs = allocate(lengths, dtype, inputs[0].device)
+    kernel: Callable[..., None]
+    if how == "triton":
+        from triton_ops.transform.kernels import launch
+
+        launch(name, inputs, outputs, parameters)
+        return outputs
+    from triton_ops.transform import cpu
+
+    kernel = getattr(cpu, name)
+    kernel(describe(inputs, outputs), *(each.numpy() if isinstance(each, Tensor) else each for each in parameters))
+    return outputs
+
+
+def _starts(parts: Sequence[Sequence[Any]]) -> Any:
+    return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)

@@ -1,16 +1,21 @@
-"""Modulo, bucketize and clip over several features at once: reference and CPU alike."""
+"""The transforms of values: examples to follow by hand, NumPy as rival, extremes of int64; reference and CPU alike."""
 
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.triton_ops.transform.columns_check import check
+from triton_ops import transform as ops
 from triton_ops.dispatch import UnsupportedDeviceError
-from triton_ops.transform import bucketize, clip, modulo
+from triton_ops.hash_bytes.op import hash_bytes
+from triton_ops.transform import cpu
 
 any_id = st.integers(-(2**63), 2**63 - 1)
-divisors = st.integers(1, 2**63 - 1) | st.integers(1, 100)
+divisors = st.integers(1, 2**63 - 1) | st.integers(1, 100) | st.integers(0, 62).map(lambda bits: 2**bits)
+floats = st.floats(-8, 8, width=32).map(lambda number: round(number * 2) / 2)
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -19,106 +24,208 @@ def implementation(request, monkeypatch):
     return request.param
 
 
-def as_splits(lengths: list[int]) -> list[int]:
-    return [0, *np.cumsum(lengths).tolist()]
+def lists(tensors: list[torch.Tensor]) -> list[list[float]]:
+    return [tensor.tolist() for tensor in tensors]
+
+
+def ids_of(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 63, 1000, 5000), (0,), (1,), (0, 0, 0)])
+def test_the_cpu_equals_the_reference_on_every_transform(sizes, capsys):
+    check("cpu", sizes)
+    assert capsys.readouterr().out == "equal\n"
 
 
 @pytest.mark.usefixtures("implementation")
 def test_modulo_reads_ids_as_unsigned():
-    ids = torch.tensor([12, -1, -(2**63), 2**63 - 1, 12])
-    remainders = modulo(ids, [0, 4, 5], torch.tensor([10, 5]))
-    assert remainders.tolist() == [2, 5, 8, 7, 2]
-    assert remainders.dtype == torch.int64
+    found = ops.modulo([ids_of(12, -1, -(2**63), 2**63 - 1), ids_of(12)], [10, 5])
+    assert lists(found) == [[2, 5, 8, 7], [2]]
 
 
-@pytest.mark.usefixtures("implementation")
-@pytest.mark.parametrize("count", [0, 1, 63, 1000])
-def test_modulo_equals_unsigned_arithmetic_of_numpy(count):
-    generator = np.random.default_rng(count)
-    values = [generator.integers(-(2**63), 2**63 - 1, count) for _ in range(3)]
-    numbers = [7, 2**62 + 1, 2**63 - 1]
-    found = modulo(
-        torch.from_numpy(np.concatenate(values)), as_splits([count] * 3), torch.tensor(numbers, dtype=torch.int64)
-    )
-    expected = [ids.view(np.uint64) % np.uint64(divisor) for ids, divisor in zip(values, numbers, strict=True)]
-    assert np.array_equal(found.numpy(), np.concatenate(expected).astype(np.int64))
-
-
-@given(features=st.lists(st.tuples(divisors, st.lists(any_id, max_size=6)), max_size=4))
-def test_modulo_equals_python_on_both_implementations(features):
-    ids = torch.tensor([id_ for _, values in features for id_ in values], dtype=torch.int64)
-    splits = as_splits([len(values) for _, values in features])
-    expected = [id_ % 2**64 % divisor for divisor, values in features for id_ in values]
+@given(columns=st.lists(st.tuples(divisors, st.lists(any_id, max_size=6)), max_size=4))
+def test_modulo_equals_python_on_both_implementations(columns):
+    expected = [[id_ % 2**64 % divisor for id_ in values] for divisor, values in columns]
     for choice in ("reference", "cpu"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_OPS", choice)
-            found = modulo(ids, splits, torch.tensor([divisor for divisor, _ in features], dtype=torch.int64))
-        assert found.tolist() == expected
+            found = ops.modulo([ids_of(*values) for _, values in columns], [divisor for divisor, _ in columns])
+        assert lists(found) == expected
 
 
 @pytest.mark.usefixtures("implementation")
 def test_modulo_takes_strided_ids_and_leaves_them_alone():
-    ids = torch.arange(20)[::2]
-    assert modulo(ids, [0, 10], torch.tensor([3])).tolist() == [0, 2, 1, 0, 2, 1, 0, 2, 1, 0]
-    assert ids.tolist() == list(range(0, 20, 2))
+    ids = torch.arange(10)[::3]
+    assert lists(ops.modulo([ids], [4])) == [[0, 3, 2, 1]]
+    assert ids.tolist() == [0, 3, 6, 9]
 
 
-def test_modulo_on_a_device_without_a_kernel_is_a_named_error():
-    with pytest.raises(UnsupportedDeviceError, match="op 'transform' on meta: it has no Triton kernel"):
-        modulo(torch.empty(3, dtype=torch.int64, device="meta"), [0, 3], torch.tensor([3]))
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("kind", ["farm", "murmur", "xxh64"])
+@given(ids=st.lists(any_id, max_size=5))
+def test_the_hash_of_an_id_is_that_of_its_bytes(kind, ids):
+    data = torch.tensor([*b"".join((each % 2**64).to_bytes(8, "little") for each in ids), 0], dtype=torch.uint8)
+    expected = hash_bytes(data, torch.arange(0, 8 * len(ids) + 1, 8), kind)
+    (found,) = ops.hash_ids([ids_of(*ids)], [kind])
+    assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
-def test_bucketize_counts_the_boundaries_reached(dtype):
-    values = torch.tensor([-1, 0, 5, 10, 99, 3, 4], dtype=dtype)
-    boundaries = torch.tensor([0, 10, 4], dtype=dtype)
-    found = bucketize(values, [0, 5, 7], boundaries, [0, 2, 3])
-    assert found.tolist() == [0, 1, 1, 2, 2, 0, 1]
-    assert found.dtype == torch.int64
+@pytest.mark.usefixtures("implementation")
+def test_hashes_of_one_are_known():
+    found = ops.hash_ids([ids_of(1)] * 2, ["murmur", "xxh64"])
+    # The same bytes through MurmurHash64A's own source, and through the package xxhash.
+    expected = xxhash.xxh64((1).to_bytes(8, "little")).intdigest()
+    assert lists(found) == [[-8089716718896805586], [expected - (expected >> 63 << 64)]]
 
 
+@pytest.mark.usefixtures("implementation")
+def test_multi_hash_gives_recis_golden_values():
+    # RecIS, op_test: buckets [1000] * 4, ids 1001..1003
+    primes = [(1, 28979, 1000, 0), (3, 46997, 1000, 0), (5, 66977, 1000, 0), (7, 82997, 1000, 0)]
+    (found,) = ops.multi_hash([ids_of(1001, 1002, 1003)], [primes])
+    assert found.view(3, 4).T.tolist() == [[1, 2, 3], [3, 6, 9], [5, 10, 15], [7, 14, 21]]
+
+
+@pytest.mark.usefixtures("implementation")
+@given(ids=st.lists(any_id, min_size=1, max_size=5))
+def test_multi_hash_equals_python_on_wrapped_products(ids):
+    def wrapped(value):
+        return (value + 2**63) % 2**64 - 2**63
+
+    (found,) = ops.multi_hash([ids_of(*ids)], [[(7, 82997, 1000, 5), (3, 47, 1, 0)]])
+    assert found.view(-1, 2).tolist() == [[wrapped(7 * id_) % 82997 % 1000 + 5, 0] for id_ in ids]
+
+
+@pytest.mark.usefixtures("implementation")
+def test_vocabulary_gives_places_and_puts_others_behind():
+    found = ops.vocabulary(
+        [ids_of(30, 8, 70), ids_of(30, 8)], ids_of(30, 70, 8), ids_of(1, 0, 0), splits=[0, 2, 3], unknown=[1, 0]
+    )
+    assert lists(found) == [[1, 2, 0], [-1, 0]]
+
+
+@pytest.mark.usefixtures("implementation")
+def test_unknown_ids_spread_over_the_places_behind_the_list():
+    (found,) = ops.vocabulary([torch.arange(1000)], ids_of(5), ids_of(0), splits=[0, 1], unknown=[10])
+    assert found[5] == 0
+    others = torch.cat([found[:5], found[6:]])
+    assert others.bincount(minlength=11)[1:].min() > 60
+    assert int(others.max()) == 10
+
+
+@pytest.mark.usefixtures("implementation")
+def test_a_value_on_a_boundary_is_above_it():
+    values = torch.tensor([-1.0, 0.0, 5.0, 10.0, 99.0, float("nan")])
+    found = ops.bucketize([values, values[:1]], torch.tensor([0.0, 10.0, -2.0]), [0, 2, 3])
+    assert lists(found) == [[0, 1, 1, 2, 2, 2], [1]]
+
+
+@pytest.mark.usefixtures("implementation")
 @given(
-    values=st.lists(st.floats(allow_nan=False, width=32), max_size=20),
-    boundaries=st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), max_size=8, unique=True),
+    values=st.lists(floats, max_size=9),
+    boundaries=st.lists(floats, min_size=1, max_size=70, unique=True).map(sorted),
 )
-def test_bucketize_equals_counting(values, boundaries):
-    boundaries = sorted(boundaries)
-    found = bucketize(torch.tensor(values), [0, len(values)], torch.tensor(boundaries), [0, len(boundaries)])
-    assert found.tolist() == [sum(boundary <= value for boundary in boundaries) for value in values]
+def test_bucketize_equals_searchsorted_of_numpy(values, boundaries):
+    values_N, boundaries_M = torch.tensor(values), torch.tensor(boundaries)
+    (found,) = ops.bucketize([values_N], boundaries_M, [0, len(boundaries)])
+    assert np.array_equal(found.numpy(), np.searchsorted(boundaries_M.numpy(), values_N.numpy(), side="right"))
 
 
-def test_clip_keeps_values_within_their_features_bounds():
-    found = clip(torch.tensor([-1.0, 5.0, 20.0, -3.0]), [0, 2, 3, 4], [(0, 4), (None, 9.5), (-2, None)])
-    assert found.tolist() == [0, 4, 9.5, -2]
-    integers = clip(torch.tensor([-1, 2**60 + 1]), [0, 2], [(0, None)])
-    assert integers.tolist() == [0, 2**60 + 1]
-    assert integers.dtype == torch.int64
+@pytest.mark.usefixtures("implementation")
+def test_integers_are_bucketized_with_all_their_digits():
+    values = ids_of(2**60, 2**60 + 1, -(2**63), 2**63 - 1)
+    (found,) = ops.bucketize([values], ids_of(-(2**63), 2**60 + 1, 2**63 - 1), [0, 3])
+    assert found.tolist() == [1, 2, 1, 3]
 
 
-def test_clip_lets_nan_through():
-    assert clip(torch.tensor([float("nan")]), [0, 1], [(0, 1)]).isnan().all()
+@pytest.mark.usefixtures("implementation")
+def test_clip_keeps_nan_and_lets_a_bound_be_left_out():
+    found = ops.clip([torch.tensor([-1.0, float("nan"), 5.0]), torch.tensor([20.0])], [(0, 4), (None, 9)])
+    assert found[0][[0, 2]].tolist() == [0.0, 4.0]
+    assert found[0][1].isnan()
+    assert found[1].tolist() == [9.0]
+    assert lists(ops.clip([ids_of(-(2**63), 2**63 - 1)], [(None, 7)])) == [[-(2**63), 7]]
 
 
-def test_no_features_give_no_values():
-    nothing = torch.zeros(0, dtype=torch.int64)
-    assert modulo(nothing, [0], nothing).shape == (0,)
-    assert clip(nothing, [0], []).shape == (0,)
-    assert bucketize(torch.zeros(0), [0], torch.zeros(0), [0]).dtype == torch.int64
+@pytest.mark.usefixtures("implementation")
+def test_standardize_subtracts_and_divides_in_float32():
+    values = torch.tensor([10.0, 0.1])
+    (found,) = ops.standardize([values], torch.tensor([[2.0, 3.0]]))
+    assert np.array_equal(found.numpy(), (values.numpy() - np.float32(2)) / np.float32(3))
 
 
-@pytest.mark.parametrize("splits", [[0, 3], [1, 4], [0, 2, 4], [0, 5, 4], []])
-def test_splits_that_do_not_fit_are_refused(splits):
-    values = torch.arange(4)
-    with pytest.raises(ValueError, match=r"do not cut \[4\] values into 1 features; give one more than features"):
-        modulo(values, splits, torch.tensor([2]))
-    with pytest.raises(ValueError, match=r"do not cut \[4\] values into 1 features"):
-        clip(values, splits, [(0, 1)])
-    with pytest.raises(ValueError, match=r"do not cut \[4\] values into 1 features"):
-        bucketize(values, splits, torch.tensor([2]), [0, 1])
+@pytest.mark.usefixtures("implementation")
+def test_quantile_runs_straight_between_knots():
+    values = torch.tensor([-5.0, 0.0, 5.0, 55.0, 100.0, 101.0])
+    (found,) = ops.quantile([values], torch.tensor([0.0, 10.0, 100.0]), [0, 3])
+    assert found.tolist() == [0.0, 0.0, 0.25, 0.75, 1.0, 1.0]
 
 
-def test_dtypes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"values are torch.float32, divisors torch.int64; both must be int64"):
-        modulo(torch.zeros(1), [0, 1], torch.tensor([2]))
-    with pytest.raises(ValueError, match=r"values are torch.float32, boundaries torch.float64; give both in one dtype"):
-        bucketize(torch.zeros(1), [0, 1], torch.zeros(1, dtype=torch.float64), [0, 1])
+@pytest.mark.usefixtures("implementation")
+def test_quantile_of_equal_knots_is_the_middle_of_their_shares():
+    (found,) = ops.quantile([torch.tensor([0.0, 1.0, 2.0])], torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0]), [0, 5])
+    assert found.tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.usefixtures("implementation")
+def test_find_unfit_names_column_and_place():
+    inputs = [torch.tensor([1.0]), torch.tensor([2.0, float("inf"), float("nan")])]
+    assert ops.find_unfit(inputs, finite=True) == (1, 1)
+    assert ops.find_unfit(inputs, finite=False) == (1, 2)
+    assert ops.find_unfit(inputs[:1], finite=True) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("modulo", lambda ids, _: ops.modulo(ids, [7] * len(ids))),
+        ("hash_ids", lambda ids, _: ops.hash_ids(ids, ["murmur"] * len(ids))),
+        ("multi_hash", lambda ids, _: ops.multi_hash(ids, [[(1, 29, 1, 0)]] * len(ids))),
+        ("bucketize_floats", lambda _, numbers: ops.bucketize(numbers, torch.arange(40.0), list(range(41)))),
+        ("clip_floats", lambda _, numbers: ops.clip(numbers, [(0.0, 1.0)] * len(numbers))),
+        ("standardize", lambda _, numbers: ops.standardize(numbers, torch.ones(40, 2))),
+        ("quantile", lambda _, numbers: ops.quantile(numbers, torch.arange(80.0), list(range(0, 81, 2)))),
+    ],
+)
+def test_forty_columns_are_one_call_of_the_kernel(name, call, monkeypatch):
+    calls = []
+    kernel = getattr(cpu, name)
+    monkeypatch.setattr(cpu, name, lambda *arguments: (calls.append(len(arguments[0])), kernel(*arguments)))
+    call([torch.arange(5)] * 40, [torch.arange(5.0)] * 40)
+    assert calls == [40]
+
+
+@pytest.mark.usefixtures("implementation")
+def test_modulo_in_place_gives_the_same_and_may_write_over_its_inputs():
+    ids = [ids_of(12, -1), ids_of(7)[:0], torch.arange(9)[::2]]
+    expected = lists(ops.modulo(ids, [10, 3, 4]))
+    assert lists(ops.modulo(ids, [10, 3, 4], in_place=True)) == expected
+
+
+def test_results_lie_in_one_piece_of_memory():
+    first, second = ops.modulo([torch.arange(5), torch.arange(3)], [2, 2])
+    assert second.data_ptr() == first.data_ptr() + 8 * 5
+
+
+@pytest.mark.usefixtures("implementation")
+def test_arguments_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="2 columns, but arguments for 1; give one for each"):
+        ops.modulo([ids_of(1), ids_of(2)], [3])
+    with pytest.raises(ValueError, match=r"column 1 is torch.float32 \[1\], need torch.int64 \[N\]"):
+        ops.modulo([ids_of(1), torch.zeros(1)], [3, 3])
+    with pytest.raises(ValueError, match=r"column 0 is torch.int64 \[1, 1\], need torch.int64 \[N\]"):
+        ops.hash_ids([ids_of(1)[None]], ["farm"])
+    with pytest.raises(ValueError, match="hash kind is 'md5', need one of farm, murmur, xxh64"):
+        ops.hash_ids([ids_of(1)], ["md5"])
+
+
+def test_no_columns_are_no_call():
+    assert ops.modulo([], []) == ops.hash_ids([], []) == ops.log1p([]) == []
+
+
+def test_triton_on_the_cpu_needs_its_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_OPS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UnsupportedDeviceError, match="needs Triton's interpreter"):
+        ops.modulo([ids_of(1)], [3])

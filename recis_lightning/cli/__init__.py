@@ -6,6 +6,7 @@ recis data hold-out DATA --column C --out OUT                  part rows by the 
 recis text train-tokenizer DATA --column C --out FILE          train a tokenizer from texts
 recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors of items
 recis tables inspect PATH                                      what the tables of a checkpoint hold
+recis features plan | fit --config recipe.yaml                 show how transforms run, and fit them to data
 recis doctor                                                   what is installed, and which kernels run
 
 Mistakes of the user end in a few lines and status 2; RECIS_TRACEBACK=1 shows where they were found.
@@ -30,6 +31,7 @@ COMMANDS = STAGES | {
     "data": "make data (synth), and split them (hold-out)",
     "text": "train a tokenizer (train-tokenizer), and write item vectors (export-vectors)",
     "tables": "look into tables (inspect)",
+    "features": "show the plan of a recipe's transforms, or fit them to data (recis features plan | fit)",
     "doctor": "show versions, devices, and which kernels run and why",
 }
 
@@ -80,6 +82,10 @@ def dispatch(command: str, arguments: list[str]) -> int:
         from recis_lightning.cli.tables import run as run_tables
 
         return run_tables(arguments)
+    if command == "features":
+        from recis_lightning.cli import features
+
+        return features.run(arguments)
     if command == "doctor":
         from recis_lightning.cli.doctor import examine
 

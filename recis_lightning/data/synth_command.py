@@ -63,17 +63,25 @@ def _write(args: argparse.Namespace, console: Console) -> None:
 
 def read_schema(path: Path) -> Schema:
     """Read the schema of a recipe (`data.schema`, with or without `init_args`) or of a YAML file that is one."""
+    return read_recipe(path)[0]
+
+
+def read_recipe(path: Path) -> tuple[Schema, dict[str, Any]]:
+    """A recipe's schema, without the numbers of its fits, and its other settings of data."""
     settings: Any = yaml.safe_load(path.read_text())
+    data: dict[str, Any] = {}
     for key in ("data", "init_args", "schema"):
         if isinstance(settings, dict) and key in settings:
             settings = settings[key]
+            if key != "schema" and isinstance(settings, dict):
+                data = settings
     if isinstance(settings, str):  # a recipe that names a schema's file
-        return read_schema(Path(settings))
+        return read_recipe(Path(settings))[0], data
     if not isinstance(settings, dict) or "columns" not in settings:
         raise DataError(
             f"{path} holds no schema; give a recipe with data.schema, or a file with columns, features, ..."
         )
-    return Schema.from_dict(settings)
+    return Schema.from_dict({key: value for key, value in settings.items() if key != "fits"}), data
 
 
 @contextmanager

@@ -7,6 +7,7 @@
 B batch rows, N ids, D row width.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self, cast
 
@@ -21,7 +22,7 @@ from recis_lightning.embedding import EmbeddingCollection
 from recis_lightning.features import FeatureEngine
 from recis_lightning.optim import CompositeOptimizer, SparseOptimizer, clip_grad_norm, clip_grad_value
 from recis_lightning.ragged import Batch, Ragged
-from recis_lightning.schema import Schema, did_you_mean
+from recis_lightning.schema import Schema, did_you_mean, find_changed_transforms
 from recis_lightning.tables import DynamicTable
 from recis_lightning.towers.collection import TowerCollection
 from recis_lightning.training.callbacks import (
@@ -270,6 +271,19 @@ class RecModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["schema"] = self.schema.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Warn of transforms that are not those the checkpoint was trained with: other boundaries mean other ids."""
+        if "schema" not in checkpoint:
+            return
+        saved = Schema.from_dict(checkpoint["schema"])
+        changes = find_changed_transforms(saved.features, self.schema.features)
+        if changes:
+            listed = "\n".join(f"  - {change}" for change in changes)
+            warnings.warn(
+                f"transforms have changed since the checkpoint was written, and its weights know the old:\n{listed}",
+                stacklevel=2,
+            )
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -8,7 +8,8 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -18,9 +19,8 @@ from lightning.pytorch.loggers import CSVLogger
 import recis_lightning.models  # noqa: F401  so that recipes may say class_path: DeepFM
 from recis_lightning.cli.explain import UsageError, explain
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.training import RecModule
+from recis_lightning.training import PredictionWriter, RecModule
 from recis_lightning.training.callbacks import RunProgressBar, run_directory, write_text
-from recis_lightning.training.predictions import PredictionWriter
 
 TRAINER_DEFAULTS = {"strategy": "recis_sharded", "accelerator": "cpu", "devices": 1}
 
@@ -66,6 +66,11 @@ class RecipeCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data", "model.schema", compute_fn=attrgetter("schema"), apply_on="instantiate")
+        if self.command == "predict":
+            where = "folder to write scores to; by default predictions in the run's directory"
+            parser.add_argument("--predictions", type=Path | None, default=None, help=where)
+            form = "of the files there"
+            parser.add_argument("--predictions_format", type=Literal["orc", "parquet"], default="orc", help=form)
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -73,9 +78,11 @@ class RecipeCLI(LightningCLI):
             options["logger"] = CSVLogger(config.get("default_root_dir") or ".", name="runs")
         callbacks = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            options["callbacks"] = [*callbacks, RunProgressBar()]
+            callbacks = [*callbacks, RunProgressBar()]
         if self.command == "predict":
-            options["callbacks"] = [*options.get("callbacks", callbacks), PredictionWriter()]
+            folder, form = (self._get(self.config_init, name) for name in ("predictions", "predictions_format"))
+            callbacks = [*callbacks, PredictionWriter(folder, form)]
+        options["callbacks"] = callbacks
         return super().instantiate_trainer(**options)
 
     def predict(self, **options: Any) -> None:
@@ -86,17 +93,23 @@ class RecipeCLI(LightningCLI):
 def run(command: str, arguments: Sequence[str]) -> None:
     """Do what `recis fit --config ...` asks for, command fit; UsageError where the recipe or an option is wrong."""
     quiet()
-    RecipeCLI(
-        command,
-        args=[command, *arguments],
-        parser_class=Parser,
-        parser_kwargs={"prog": "recis", "allow_abbrev": False},
-        trainer_defaults=TRAINER_DEFAULTS,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"save_to_log_dir": False},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    RecipeCLI(command, args=[command, *arguments], **_OPTIONS)
+
+
+def read_recipe(path: str | os.PathLike[str]) -> RecipeCLI:
+    """The model, untrained, and the data of a recipe, as `.model`, `.datamodule` and `.config`; UsageError as `run`."""
+    return RecipeCLI("predict", args=["--config", os.fspath(path)], run=False, **_OPTIONS)
+
+
+_OPTIONS: dict[str, Any] = {
+    "parser_class": Parser,
+    "parser_kwargs": {"prog": "recis", "allow_abbrev": False},
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "save_config_callback": SaveConfig,
+    "save_config_kwargs": {"save_to_log_dir": False},
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+}
 
 
 def quiet() -> None:

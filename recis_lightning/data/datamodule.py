@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from recis_lightning.data.check import find_mismatches
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.kept import KeptRows, find_unknown
 from recis_lightning.data.loader import OrcLoader
 from recis_lightning.data.manifest import Manifest, Paths, expand_variables, read_manifest
 from recis_lightning.data.plan import Order
@@ -55,6 +56,7 @@ class OrcDataModule(LightningDataModule):
         read_threads: int | None = None,
         prefetch: int = 16,
         drop_last: bool = False,
+        keep: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -75,6 +77,8 @@ class OrcDataModule(LightningDataModule):
                 rows does not depend on it.
             prefetch: Batches held ready.
             drop_last: Leave the last training batch out where it is not full.
+            keep: Columns of the predict files, of the schema or not, that stand beside the scores where predictions are
+                written: keys, labels.
         """
         super().__init__()
         self._schema = _read_schema(schema)
@@ -92,7 +96,7 @@ class OrcDataModule(LightningDataModule):
             shuffle=shuffle,
             drop_last=drop_last,
         )
-        self._read_threads, self._prefetch = read_threads, prefetch
+        self._read_threads, self._prefetch, self._keep = read_threads, prefetch, tuple(keep)
         self._manifests: dict[Source, Manifest] = {}
         self._loaders: list[OrcLoader] = []
 
@@ -123,6 +127,7 @@ class OrcDataModule(LightningDataModule):
         manifest, problems = read_manifest(paths)
         columns = self._selection(source).columns
         problems += [*find_mismatches(manifest, columns), *find_tokenizer_problems(columns)]
+        problems += find_unknown(manifest, self._keep) if source == "predict" else []
         if not manifest.files and not problems:
             problems.append(f"no file of {paths} has any row; write the data again, or name other files")
         return manifest, problems
@@ -155,6 +160,12 @@ class OrcDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> OrcLoader:
         return self._load("predict")
+
+    def kept_rows(self) -> KeptRows:
+        """The columns to keep of this rank's predict rows, batch by batch."""
+        rank, world_size = self._place()
+        order = self._evaluation_order(world_size)
+        return KeptRows(self._manifests["predict"], self._keep, order, order.streams_of(rank, world_size))
 
     def _load(self, source: Source, order: Order | None = None) -> OrcLoader:
         if self._paths[source] is None:

@@ -7,9 +7,10 @@ registry only; whoever has a `RecModule` to train has imported it.
 from lightning.pytorch.strategies import StrategyRegistry
 
 from recis_lightning.training.module import RecModule
+from recis_lightning.training.predictions import PredictionWriter
 from recis_lightning.training.strategy import ShardedStrategy
 
-__all__ = ["RecModule", "ShardedStrategy"]
+__all__ = ["PredictionWriter", "RecModule", "ShardedStrategy"]
 
 StrategyRegistry.register(
     "recis_sharded", ShardedStrategy, description="Hash-table embeddings, sharded over the ranks", override=True

@@ -38,8 +38,11 @@ class Choice:
 def choose(op: str, device: torch.device) -> Implementation:
     """The implementation that serves ``op`` on ``device``: choose("row_update", torch.device("cpu")) -> "cpu".
 
-    Raises UnsupportedDeviceError where there is none, and ValueError where TRITON_OPS names none.
+    Under torch.compile and torch.export it is the reference: a graph holds torch's own operations. Raises
+    UnsupportedDeviceError where there is none, and ValueError where TRITON_OPS names none.
     """
+    if torch.compiler.is_compiling():
+        return "reference"
     choice = _decide(op, device.type, os.environ.get(OVERRIDE, ""), _interpreted())
     if choice.implementation is None:
         raise UnsupportedDeviceError(f"op '{op}' on {device}: {choice.reason}")

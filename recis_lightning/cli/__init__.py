@@ -7,6 +7,7 @@ recis text train-tokenizer DATA --column C --out FILE          train a tokenizer
 recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors of items
 recis tables inspect PATH                                      what the tables of a checkpoint hold
 recis features plan | fit --config recipe.yaml                 show how transforms run, and fit them to data
+recis export --config recipe.yaml --ckpt x.ckpt --out FOLDER   files that score without this package
 recis doctor                                                   what is installed, and which kernels run
 
 Mistakes of the user end in a few lines and status 2; RECIS_TRACEBACK=1 shows where they were found.
@@ -32,6 +33,7 @@ COMMANDS = STAGES | {
     "text": "train a tokenizer (train-tokenizer), and write item vectors (export-vectors)",
     "tables": "look into tables (inspect)",
     "features": "show the plan of a recipe's transforms, or fit them to data (recis features plan | fit)",
+    "export": "write a checkpoint as files that score without this package",
     "doctor": "show versions, devices, and which kernels run and why",
 }
 
@@ -86,6 +88,12 @@ def dispatch(command: str, arguments: list[str]) -> int:
         from recis_lightning.cli import features
 
         return features.run(arguments)
+    if command == "export":
+        from recis_lightning.cli import export
+
+        parser = argparse.ArgumentParser("recis export", description=COMMANDS["export"])
+        export.add_arguments(parser)
+        return export.run(parser.parse_args(arguments))
     if command == "doctor":
         from recis_lightning.cli.doctor import examine
 

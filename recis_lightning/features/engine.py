@@ -169,9 +169,12 @@ def _finish(feature: Feature, value: Values, single: dict[int, Tensor]) -> Tenso
 def _weights_for(feature: Feature, ids: Ragged, weights: Tensor | Ragged) -> Tensor:
     assert isinstance(weights, Ragged)  # _read has seen to it
     pairs = [(ids.offsets, weights.offsets), *zip(ids.inner_offsets, weights.inner_offsets, strict=True)]
-    # On other devices counts alone are compared: equality would wait for the device at every batch.
-    matches = len(ids.values) == len(weights.values) and all(
-        left is right or left.device.type != "cpu" or torch.equal(left, right) for left, right in pairs
+    # On other devices counts alone are compared: equality would wait for the device at every batch. In a graph nothing
+    # is: it can't depend on values, and who calls it has compared.
+    is_graph = torch.compiler.is_compiling()
+    matches = is_graph or (
+        len(ids.values) == len(weights.values)
+        and all(left is right or left.device.type != "cpu" or torch.equal(left, right) for left, right in pairs)
     )
     if not matches:
         counts = list(zip(ids.lengths.tolist(), weights.lengths.tolist(), strict=True))

@@ -103,11 +103,19 @@ class RecModule(LightningModule):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The logits [B] of each task."""
         inputs = self.features(batch)
-        inputs = {**inputs, **self.embedding(inputs), **self.towers(inputs)}
+        return self.logits({**inputs, **self.embedding(inputs), **self.towers(inputs)}, batch.size)
+
+    def logits(self, inputs: Mapping[str, Tensor | Ragged], rows: int) -> dict[str, Tensor]:
+        """The logits [B] of each task, from what `features` and `embedding` give of ``rows`` rows."""
         # In the dtype of the parameters: rows are float32 or float64 as declared, whatever the precision of the rest.
         dtype = cast(torch.dtype, self.dtype)
         outputs = self.network({name: _to_dtype(value, dtype) for name, value in inputs.items()})
-        return {task.name: check_logits(task, outputs, batch.size) for task in self.schema.tasks}
+        return {task.name: check_logits(task, outputs, rows) for task in self.schema.tasks}
+
+    def scores(self, inputs: Mapping[str, Tensor | Ragged], rows: int) -> dict[str, Tensor]:
+        """The scores [B] of each task, as `logits`: probabilities for bce, values for mse."""
+        logits = self.logits(inputs, rows)
+        return {task.name: scores_of(task, logits[task.name]) for task in self.schema.tasks}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._rows = batch.size
@@ -182,8 +190,8 @@ class RecModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The scores [B] of each task: probabilities for bce, values for mse."""
-        logits = self(batch)
-        return {task.name: scores_of(task, logits[task.name]) for task in self.schema.tasks}
+        inputs = self.features(batch)
+        return self.scores({**inputs, **self.embedding(inputs), **self.towers(inputs)}, batch.size)
 
     @torch.no_grad()
     def catalogue(

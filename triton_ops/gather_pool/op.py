@@ -97,7 +97,7 @@ def pool_coefficients(offsets_B1: Tensor, pooling: str, weights_N: Tensor | None
         raise ValueError(f"there is no pooling '{pooling}'; there are: {', '.join(POOLINGS)}")
     if pooling == "sum":
         return None if weights_N is None else weights_N.to(dtype)
-    bag_N = reference.bag_of_value(offsets_B1)
+    bag_N = reference.bag_of_value(offsets_B1, None if weights_N is None else weights_N.shape[0])
     if weights_N is None:
         total_B = offsets_B1.diff().to(dtype)
         weights = torch.ones((), dtype=dtype, device=offsets_B1.device)

@@ -19,17 +19,15 @@ def gather_pool(weight: Tensor, rows_N: Tensor, offsets_KB1: Tensor, coefficient
         begin, end = int(offsets_B1[0]), int(offsets_B1[-1])
         shift = int(offsets_KB1[0, 0])
         coefficients = None if coefficients_M is None else coefficients_M[begin - shift : end - shift]
-        pooled.append(
-            F.embedding_bag(
-                rows_N[begin:end],
-                weight,
-                offsets_B1 - begin,
-                mode="sum",
-                include_last_offset=True,
-                per_sample_weights=coefficients,
-            )
-        )
+        pooled.append(sum_bags(weight, rows_N[begin:end], offsets_B1 - begin, coefficients))
     return torch.stack(pooled, dim=1)
+
+
+def sum_bags(weight: Tensor, rows_N: Tensor, offsets_B1: Tensor, coefficients_N: Tensor | None) -> Tensor:
+    """The sums [B, D] of one feature's bags; unlike the others here it can be traced, for it looks at no number."""
+    return F.embedding_bag(
+        rows_N, weight, offsets_B1, mode="sum", include_last_offset=True, per_sample_weights=coefficients_N
+    )
 
 
 def shift_offsets(offsets: Tensor, offset_splits_K1: Tensor, splits_K1: Tensor) -> int:
@@ -43,10 +41,11 @@ def shift_offsets(offsets: Tensor, offset_splits_K1: Tensor, splits_K1: Tensor) 
     return -1
 
 
-def bag_of_value(offsets_B1: Tensor) -> Tensor:
-    """The bag each value belongs to: offsets [0, 2, 2, 3] -> [0, 0, 2]."""
+def bag_of_value(offsets_B1: Tensor, count: int | None = None) -> Tensor:
+    """The bag each value belongs to: offsets [0, 2, 2, 3] -> [0, 0, 2]; a graph needs their ``count`` as well."""
     lengths = offsets_B1.diff()
-    return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    bags = torch.arange(lengths.shape[0], device=lengths.device)
+    return torch.repeat_interleave(bags, lengths, output_size=count)
 
 
 def pool_grads(parts: Sequence[PooledGrad], inverse_N: Tensor, grads_UD: Tensor) -> None:

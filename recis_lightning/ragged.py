@@ -209,7 +209,8 @@ def stack_features(features: Sequence[Tensor]) -> Tensor:
     not copied: in a wide model that saves a twentieth of a step. The result shares their memory then; autograd
     notices, as for every view, where one of them is changed in place and the other is needed.
     """
-    base = features[0]._base if len(features) else None
+    # A graph knows nothing of memory: under torch.compile and torch.export it stacks.
+    base = features[0]._base if len(features) and not torch.compiler.is_compiling() else None
     if base is not None and base.dim() == 3 and base.is_contiguous() and base.shape[1] == len(features):
         pieces = zip(features, base.detach().unbind(1), strict=True)
         if all(feature._base is base and feature.is_set_to(piece) for feature, piece in pieces):

@@ -35,6 +35,7 @@ from recis_lightning.training.callbacks import (
     is_logged,
 )
 from recis_lightning.training.checkpoint import READER, load_checkpoint, load_dense, load_tables
+from recis_lightning.training.compiled import Compiled, CompiledFeatures
 from recis_lightning.training.factories import describe, restore
 from recis_lightning.training.objectives import (
     TaskMetrics,
@@ -58,7 +59,8 @@ class RecModule(LightningModule):
     The network maps {feature: Tensor [B, D] | Ragged} to {task: logits [B]}. Tables are updated by the optimizers that
     the schema declares, all other parameters by ``dense_optimizer``. ``lr_scheduler`` drives the learning rates of
     both, each from its own first value, once a step. ``seed`` is that of the tables' first values; the network draws
-    its own from torch's generator (`seed_everything`).
+    its own from torch's generator (`seed_everything`). ``compile`` runs transforms and network through torch.compile,
+    each as one graph: true, or the name of another backend than inductor.
 
     Logged are train/loss, of every ``log_every_n_steps``-th batch and the last of an epoch; val/loss, val/auc,
     val/logloss, val/ne, val/calibration and the same of test; with several tasks val/<task>/auc and so on beside the
@@ -72,6 +74,7 @@ class RecModule(LightningModule):
         dense_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam,
         lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
         seed: int = 0,
+        compile: bool | str = False,
     ) -> None:
         super().__init__()
         if isinstance(network, nn.Module):
@@ -82,12 +85,16 @@ class RecModule(LightningModule):
         self.schema = schema
         self.dense_optimizer, self.lr_scheduler = dense_optimizer, lr_scheduler
         factories = {"network": network, "dense_optimizer": dense_optimizer, "lr_scheduler": lr_scheduler}
-        self.save_hyperparameters({name: describe(factory) for name, factory in factories.items()} | {"seed": seed})
+        self.save_hyperparameters(
+            {name: describe(factory) for name, factory in factories.items()} | {"seed": seed, "compile": compile}
+        )
         self.features = FeatureEngine(schema)
         self.embedding = EmbeddingCollection(schema, seed=seed)
         self.towers = TowerCollection(schema)
         self.network = network(schema)
         self.metrics = nn.ModuleDict({stage: nn.ModuleList(map(TaskMetrics, schema.tasks)) for stage in STAGES})
+        self._backend = "inductor" if compile is True else compile
+        self._compiled: tuple[CompiledFeatures, Compiled] | None = None
         self._rows = 1
         self._callbacks = [CommitLoader(), EvictIds(), TableStatistics(), Throughput(), RunRecord(), SaveOnInterrupt()]
         if schema.towers:
@@ -102,14 +109,27 @@ class RecModule(LightningModule):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The logits [B] of each task."""
-        inputs = self.features(batch)
-        return self.logits({**inputs, **self.embedding(inputs), **self.towers(inputs)}, batch.size)
+        return self.logits(self._inputs(batch), batch.size)
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor | Ragged]:
+        """Dense features, embeddings in the place of ids, and what towers make of theirs."""
+        inputs = self._compile()[0](batch) if self._backend else self.features(batch)
+        return {**inputs, **self.embedding(inputs), **self.towers(inputs)}
+
+    def _compile(self) -> tuple[CompiledFeatures, Compiled]:
+        if self._compiled is None:
+            assert isinstance(self._backend, str)
+            self._compiled = CompiledFeatures(self.features, self._backend), Compiled(self.network, self._backend)
+        return self._compiled
 
     def logits(self, inputs: Mapping[str, Tensor | Ragged], rows: int) -> dict[str, Tensor]:
         """The logits [B] of each task, from what `features` and `embedding` give of ``rows`` rows."""
         # In the dtype of the parameters: rows are float32 or float64 as declared, whatever the precision of the rest.
         dtype = cast(torch.dtype, self.dtype)
-        outputs = self.network({name: _to_dtype(value, dtype) for name, value in inputs.items()})
+        # A graph that is being traced takes the network itself in.
+        is_compiled = self._backend and not torch.compiler.is_compiling()
+        network = self._compile()[1] if is_compiled else self.network
+        outputs = network({name: _to_dtype(value, dtype) for name, value in inputs.items()})
         return {task.name: check_logits(task, outputs, rows) for task in self.schema.tasks}
 
     def scores(self, inputs: Mapping[str, Tensor | Ragged], rows: int) -> dict[str, Tensor]:
@@ -190,8 +210,7 @@ class RecModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The scores [B] of each task: probabilities for bce, values for mse."""
-        inputs = self.features(batch)
-        return self.scores({**inputs, **self.embedding(inputs), **self.towers(inputs)}, batch.size)
+        return self.scores(self._inputs(batch), batch.size)
 
     @torch.no_grad()
     def catalogue(

@@ -36,9 +36,7 @@ class PredictionWriter(Callback):
     predictions already, and MisconfigurationException where a task has the name of a kept column.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str] | None = None, format: Literal["orc", "parquet"] = "orc"
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, format: Literal["orc", "parquet"] = "orc") -> None:
         self.folder, self.format = folder, format
         if format not in ("parquet", "orc"):
             raise MisconfigurationException(f"format is '{format}', need parquet or orc")
@@ -55,7 +53,9 @@ class PredictionWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         directory = run_directory(trainer)
-        self._folder = None if self.folder is None and directory is None else Path(self.folder or f"{directory}/predictions")
+        self._folder = (
+            None if self.folder is None and directory is None else Path(self.folder or f"{directory}/predictions")
+        )
         if self._folder is None:  # fast_dev_run leaves nothing behind
             return
         if self._folder.is_dir() and any(self._folder.glob("part-*")):

@@ -29,8 +29,6 @@ LAYERS = {
     "recis_lightning.ragged": 5,
     "recis_lightning.ragged_ops": 5,
     "recis_lightning.schema": 5,
-    "recis_lightning.schema_policies": 6,
-    "recis_lightning.schema_towers": 6,
     "triton_ops": 6,
 }
 WITHIN_A_LAYER = {

@@ -33,7 +33,7 @@ from recis_lightning.schema import (
     did_you_mean,
     expand,
 )
-from recis_lightning.schema_policies import Age, Counter, Lru, ReadOnly
+from recis_lightning.schema.policies import Age, Counter, Lru, ReadOnly
 
 
 def settings(**changes: Any) -> dict[str, Any]:

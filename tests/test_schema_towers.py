@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from recis_lightning.schema import Schema, SchemaError
-from recis_lightning.schema_towers import Lora, Schedule, Tower
+from recis_lightning.schema.towers import Lora, Schedule, Tower
 
 BERT = {"model_type": "bert", "hidden_size": 64, "layer_norm_eps": "1e-12"}
 

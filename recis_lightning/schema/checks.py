@@ -3,14 +3,15 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from recis_lightning import schema_policies, schema_towers
 from recis_lightning.schema.check_features import check_features, check_sequence
 from recis_lightning.schema.declarations import Column, Table, Task
 from recis_lightning.schema.flow import carries_floats, find_id_columns
 from recis_lightning.schema.kinds import TruncatedNormal, Uniform
 from recis_lightning.schema.names import did_you_mean
+from recis_lightning.schema.policies import find_mistakes as find_policy_mistakes
 from recis_lightning.schema.reading import SECTIONS
 from recis_lightning.schema.sections import Section
+from recis_lightning.schema.towers import find_mistakes as find_tower_mistakes
 
 
 def find_mistakes(sections: Mapping[str, Section]) -> Iterator[str]:
@@ -31,7 +32,7 @@ def find_mistakes(sections: Mapping[str, Section]) -> Iterator[str]:
     for tower in towers:
         if tower.name not in read and all_features_read:
             yield f"tower '{tower.name}' is named by no feature; name it in one, or drop it"
-        yield from schema_towers.find_mistakes(tower)
+        yield from find_tower_mistakes(tower)
     for task in tasks:
         yield from _check_task(task, sections["columns"], id_columns)
     taken: dict[str, str] = {}
@@ -82,7 +83,7 @@ def _check_table(table: Table) -> Iterator[str]:
     initializer = table.initializer
     if isinstance(initializer, Uniform | TruncatedNormal) and initializer.low >= initializer.high:
         yield f"{where}: initializer low {initializer.low} is not below high {initializer.high}"
-    yield from schema_policies.find_mistakes(where, table.capacity, table.admission, table.eviction)
+    yield from find_policy_mistakes(where, table.capacity, table.admission, table.eviction)
 
 
 def _check_task(task: Task, columns: Section, id_columns: frozenset[str]) -> Iterator[str]:

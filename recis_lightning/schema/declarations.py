@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recis_lightning.schema.kinds import Adagrad, Constant, Initializer, SparseOptimizer
+from recis_lightning.schema.policies import Admission, Always, Eviction
 from recis_lightning.schema.transforms import HashKind, Transform
-from recis_lightning.schema_policies import Admission, Always, Eviction
 
 Dtype = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool", "string"]
 Layout = Literal["scalar", "list", "optional_list"]

@@ -9,9 +9,9 @@ from typing import Any
 from recis_lightning.schema.declarations import Column, Feature, SequenceGroup, Table, Task
 from recis_lightning.schema.kinds import INITIALIZERS, OPTIMIZERS
 from recis_lightning.schema.names import did_you_mean
+from recis_lightning.schema.policies import ADMISSIONS, EVICTIONS
+from recis_lightning.schema.towers import Lora, Schedule, Tower
 from recis_lightning.schema.transforms import TRANSFORMS
-from recis_lightning.schema_policies import ADMISSIONS, EVICTIONS
-from recis_lightning.schema_towers import Lora, Schedule, Tower
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from recis_lightning.schema.flow import Flow, Value, find_id_columns, is_feature
 from recis_lightning.schema.names import SchemaError, did_you_mean
 from recis_lightning.schema.reading import SECTIONS, Unread, read_section, to_plain
 from recis_lightning.schema.sections import Section, resolve_section
+from recis_lightning.schema.towers import Tower
 from recis_lightning.schema.transforms import Lookup
-from recis_lightning.schema_towers import Tower
 
 
 @dataclass(frozen=True, kw_only=True)

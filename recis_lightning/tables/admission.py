@@ -14,7 +14,7 @@ import xxhash
 from torch import Tensor
 
 from recis_lightning.schema import Table
-from recis_lightning.schema_policies import BLOOM_CELLS_MOST, Always, Bloom, Counter, Probability
+from recis_lightning.schema.policies import BLOOM_CELLS_MOST, Always, Bloom, Counter, Probability
 from recis_lightning.tables.memory import reserve
 from recis_lightning.tables.rows import RowStore, TableFullError
 from triton_ops.group_by_row import LAST_TICK, group_by_row

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recis_lightning.schema_policies import Age, Eviction, L2Norm, Lfu, Lru, Score, Ttl
+from recis_lightning.schema.policies import Age, Eviction, L2Norm, Lfu, Lru, Score, Ttl
 from triton_ops.row_layout import COUNT, ID, LAST_STEP, NOBODYS
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import xxhash
 from torch import Tensor
 
 from recis_lightning.schema import Table
-from recis_lightning.schema_policies import Score, keeps_to_capacity
+from recis_lightning.schema.policies import Score, keeps_to_capacity
 from recis_lightning.tables import eviction
 from recis_lightning.tables.admission import Gate
 from recis_lightning.tables.buffers import BufferPool

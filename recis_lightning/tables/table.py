@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recis_lightning.schema import SparseOptimizer, Table
-from recis_lightning.schema_policies import Always
+from recis_lightning.schema.policies import Always
 from recis_lightning.tables.eviction import Queue
 from triton_ops.index import SHARDS
 from triton_ops.row_layout import COUNT, ID, LAST_STEP

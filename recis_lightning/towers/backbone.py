@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from recis_lightning.llm_extra import import_llm
 from recis_lightning.paths import expand_path
 from recis_lightning.schema import did_you_mean
-from recis_lightning.schema_towers import Lora
+from recis_lightning.schema.towers import Lora
 from recis_lightning.towers.errors import TowerError
 
 # What a folder may keep weights in, and what it needs besides.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recis_lightning.paths import expand_path
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Feature, Schema
-from recis_lightning.schema_towers import Tower
+from recis_lightning.schema.towers import Tower
 from recis_lightning.towers.backbone import check_tokenizer
 from recis_lightning.towers.errors import TowerError
 from recis_lightning.towers.text import TextTower

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from recis_lightning.ragged import Batch
-from recis_lightning.schema_towers import Schedule
+from recis_lightning.schema.towers import Schedule
 from recis_lightning.towers.collection import TowerCollection
 from recis_lightning.training.callbacks import SteppedCallback
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recis_lightning.schema import Sgd, Table
-from recis_lightning.schema_policies import Counter, Lru
+from recis_lightning.schema.policies import Counter, Lru
 from recis_lightning.tables import TableGroup
 from recis_lightning.tables.memory import reserve
 from tests.benchmarks.report import Result

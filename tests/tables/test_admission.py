@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recis_lightning.schema import Table, Uniform
-from recis_lightning.schema_policies import Admission, Always, Bloom, Counter, Probability, ReadOnly
+from recis_lightning.schema.policies import Admission, Always, Bloom, Counter, Probability, ReadOnly
 from recis_lightning.tables import TableFullError, TableGroup
 
 INT64 = torch.iinfo(torch.int64)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recis_lightning.schema import Constant, Sgd, Table
-from recis_lightning.schema_policies import Admission, Age, Always, Counter, Eviction, L2Norm, Lfu, Lru, Score, Ttl
+from recis_lightning.schema.policies import Admission, Age, Always, Counter, Eviction, L2Norm, Lfu, Lru, Score, Ttl
 from recis_lightning.tables import PendingGrad, TableFullError, TableGroup, TableSlice
 from recis_lightning.tables.group import LENT_ROWS
 from triton_ops.row_layout import COUNT, LAST_STEP

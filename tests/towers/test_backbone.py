@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recis_lightning import llm_extra
-from recis_lightning.schema_towers import Lora
+from recis_lightning.schema.towers import Lora
 from recis_lightning.towers.backbone import (
     add_lora,
     check_tokenizer,

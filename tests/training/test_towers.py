@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from recis_lightning.schema import Schema
-from recis_lightning.schema_towers import Schedule
+from recis_lightning.schema.towers import Schedule
 from recis_lightning.towers.backbone import load_backbone
 from recis_lightning.training import RecModule
 from recis_lightning.training.callbacks import RunInterrupted

@@ -157,6 +157,8 @@ def _finish(feature: Feature, value: Values, single: dict[int, Tensor]) -> Tenso
         return numbers[:, None] if numbers.dim() == 1 else numbers
     if isinstance(value, Tensor):
         count = value.shape[0]
+        if torch.compiler.is_compiling():  # a number as a key would tie the graph to this number of rows
+            return Ragged(value, torch.arange(count + 1, device=value.device))
         if count not in single:
             single[count] = torch.arange(count + 1, device=value.device)
         return Ragged(value, single[count])

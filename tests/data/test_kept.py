@@ -1,9 +1,9 @@
 import pyarrow as pa
 import pytest
-from click_rows import click_rows, click_schema, write_stripes
 
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.data.errors import DataError
+from tests.data.click_rows import click_rows, click_schema, write_stripes
 
 
 def open_data(folder, **options):

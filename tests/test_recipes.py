@@ -54,6 +54,9 @@ def test_a_recipe_trains_and_validates_on_data_made_for_it(
     recipe: Path, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    fits = yaml.safe_load(recipe.read_text())["data"]["schema"].get("fits")
+    if fits:
+        assert main(["features", "fit", "--config", str(recipe), "--train", str(made["train"]), "--out", fits]) == 0
     arguments = ["fit", "--config", str(recipe), "--data.batch_size", "64", "--trainer.max_epochs", "1"]
     for name, folder in made.items():
         arguments += [f"--data.{name}", str(folder)]

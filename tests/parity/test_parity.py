@@ -47,7 +47,7 @@ def test_hundred_steps_equal_plain_pytorch(data, optimizer: str, dtype: str, tmp
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("option", [{"accumulate": 4}, {"clip": True}, {"accumulate": 4, "clip": True}], ids=str)
+@pytest.mark.parametrize("option", [{"accumulate": 4}, {"clip": True}], ids=str)
 def test_accumulation_and_clipping_equal_plain_pytorch(data, option: dict, dtype: str, tmp_path: Path) -> None:
     path, batch_size, layout, file_float = data
     settings = {"path": path, "folder": tmp_path, "optimizer": "adamw", "batch_size": batch_size}

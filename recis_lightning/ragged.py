@@ -205,9 +205,8 @@ pytree.register_pytree_node(Ragged, _flatten_ragged, _unflatten_ragged, serializ
 def stack_features(features: Sequence[Tensor]) -> Tensor:
     """Pooled features side by side: F times [B, D] -> [B, F, D], as torch.stack along dim 1.
 
-    Features that a lookup has gathered side by side, all of them and in that order, are given as they lie in memory,
-    not copied: in a wide model that saves a twentieth of a step. The result shares their memory then; autograd
-    notices, as for every view, where one of them is changed in place and the other is needed.
+    Features that one lookup has gathered side by side, all of them and in that order, are given as they lie in memory,
+    not copied. The result shares their memory then, so change neither in place; autograd refuses what would go wrong.
     """
     # A graph knows nothing of memory: under torch.compile and torch.export it stacks.
     base = features[0]._base if len(features) and not torch.compiler.is_compiling() else None

@@ -18,7 +18,8 @@ class EmbeddingCollection(nn.Module):
     Takes a mapping that holds, by feature name, each embedded feature's ids as Ragged int64, with weights where the
     schema declares them; other entries are passed over. Returns by feature name the pooled [B, D], or for pooling
     none a Ragged with values [N, D], in the dtype of the table. mean divides by the sum of weights, sqrtn by the root
-    of the sum of their squares; an empty row gives zeros.
+    of the sum of their squares; an empty row gives zeros. Pooled features of a width share memory, so that
+    `recis_lightning.ragged.stack_features` need not copy them: change none in place.
 
     New ids get rows only in training mode, with gradients enabled, and where their table admits them; otherwise ids
     without a row read zeros and get no gradient. Backward leaves the gradients in ``groups``, where

@@ -78,37 +78,46 @@ class _Call(NamedTuple):
                 yield first, end
                 first = end
 
-    def features(self, tensors: Sequence[Any]) -> list[Any]:
-        """Of the outputs of `_Gather`, or of their gradients, those of single features, in the order of features."""
-        blocks, sequences = self._split(tensors)
+    def features(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Of the outputs of `_Gather`, those of single features, in the order of features."""
+        blocks, sequences = self._split(outputs)
         return [feature for block in blocks for feature in block[1:]] + sequences
 
+    def grads(self, grads: Sequence[Tensor | None]) -> Iterator[tuple[int, int, Tensor]]:
+        """Of the gradients of `_Gather`'s outputs, those there are: first feature, end, and [B, K, D] of these."""
+        blocks, sequences = self._split(grads)
+        for (first, end), (whole, *own) in zip(self.blocks(), blocks, strict=True):
+            if whole is not None and all(grad is None for grad in own):
+                yield first, end, whole
+                continue
+            shared = [None] * len(own) if whole is None else whole.unbind(1)
+            for feature, one, other in zip(range(first, end), own, shared, strict=True):
+                grad = one if other is None else other if one is None else one + other
+                if grad is not None:
+                    yield feature, feature + 1, grad[:, None]
+        for feature, grad in enumerate(sequences, start=self.lookup.pooled):
+            if grad is not None:
+                yield feature, feature + 1, grad[:, None]
+
     def _split(self, tensors: Sequence[Any]) -> tuple[list[list[Any]], list[Any]]:
+        """What belongs to each block, and to the sequences."""
         blocks, begin = [], 0
         for first, end in self.blocks():
             blocks.append(list(tensors[begin : begin + 1 + end - first]))
             begin += 1 + end - first
         return blocks, list(tensors[begin:])
 
-    def grads(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradient of each feature: of its own output, of the output it shares with others, or of both."""
-        blocks, sequences = self._split(tensors)
-        found: list[Tensor | None] = []
-        for whole, *own in blocks:
-            shared = [None] * len(own) if whole is None else whole.unbind(1)
-            found += [b if a is None else a if b is None else a + b for a, b in zip(own, shared, strict=True)]
-        return found + sequences
-
-    def coefficients_of(self, feature: int) -> Tensor | None:
-        if self.coefficients_M is None or feature >= self.lookup.pooled:
+    def coefficients_of(self, first: int, end: int) -> Tensor | None:
+        if self.coefficients_M is None or first >= self.lookup.pooled:
             return None
-        return self.coefficients_M[self.joined.splits[feature] : self.joined.splits[feature + 1]]
+        return self.coefficients_M[self.joined.splits[first] : self.joined.splits[end]]
 
-    def offsets_of(self, feature: int) -> Tensor:
-        """Where the values of each of a feature's outputs begin: of each row, or in a sequence of each id."""
-        if feature >= self.lookup.pooled:
-            return torch.arange(self.joined.splits[feature], self.joined.splits[feature + 1] + 1)
-        return self.joined.offsets[self.joined.offset_splits[feature] : self.joined.offset_splits[feature + 1]]
+    def offsets_of(self, first: int, end: int) -> Tensor:
+        """Where the values of these features' outputs begin, [K, B + 1]: those of a row, or in a sequence each id."""
+        if first >= self.lookup.pooled:
+            return torch.arange(self.joined.splits[first], self.joined.splits[end] + 1)[None]
+        splits = self.joined.offset_splits
+        return self.joined.offsets[splits[first] : splits[end]].view(end - first, -1)
 
 
 class _Gather(torch.autograd.Function):
@@ -136,19 +145,16 @@ class _Gather(torch.autograd.Function):
                 f"{describe(ctx.call.lookup.features[0])}: ids were erased or evicted between this lookup and its "
                 "backward, and their rows may be others' by now; erase and evict after the optimizer's step"
             )
-        _leave_pending(ctx.call, ctx.saved_tensors[0], ctx.call.grads(grads))
+        _leave_pending(ctx.call, ctx.saved_tensors[0], grads)
         return None, None, None
 
 
 def _pool(call: _Call, rows_N: Tensor) -> Iterator[Tensor]:
-    group, joined = call.lookup.group, call.joined
+    group = call.lookup.group
     for first, end in call.blocks():
-        offsets_KB1 = joined.offsets[joined.offset_splits[first] : joined.offset_splits[end]].view(end - first, -1)
-        coefficients = call.coefficients_M
-        if coefficients is not None:
-            coefficients = coefficients[joined.splits[first] : joined.splits[end]]
+        offsets_KB1 = call.offsets_of(first, end)
         out = group.buffers.take((offsets_KB1.shape[1] - 1, end - first, group.dim), group.dtype)
-        yield gather_pool(group.weight, rows_N, offsets_KB1, coefficients, out)
+        yield gather_pool(group.weight, rows_N, offsets_KB1, call.coefficients_of(first, end), out)
         yield from out.unbind(1)
 
 
@@ -165,16 +171,16 @@ def _leave_pending(call: _Call, rows_N: Tensor, grads: Sequence[Tensor | None]) 
     What no loss depends on has no gradient, and its rows are not touched; as of a parameter without one.
     """
     group, splits = call.lookup.group, call.joined.splits
-    used = [feature for feature, grad in enumerate(grads) if grad is not None]
-    if len(used) < len(grads):
+    found = list(call.grads(grads))
+    used = {feature for first, end, _ in found for feature in range(first, end)}
+    unused = set(range(len(call.lookup.features))) - used
+    if unused:
         rows_N = rows_N.clone()
-        for feature in set(range(len(grads))).difference(used):
+        for feature in unused:
             rows_N[splits[feature] : splits[feature + 1]] = group.default_row
     rows_U, inverse_N = group.unique_rows(rows_N, call.record)
     parts = [
-        PooledGrad(grad, call.offsets_of(feature), call.coefficients_of(feature))
-        for feature, grad in enumerate(grads)
-        if grad is not None
+        PooledGrad(grad, call.offsets_of(first, end), call.coefficients_of(first, end)) for first, end, grad in found
     ]
     grads_UD = pool_grads(parts, inverse_N, group.buffers.take((len(rows_U), group.dim), group.dtype))
     group.leave(PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used)))

@@ -27,16 +27,17 @@ class SparseOptimizer:
 
     def __init__(self, groups: Sequence[TableGroup]) -> None:
         self.groups = list(groups)
-        self._settings: dict[Declaration, dict[str, Any]] = {}
+        settings: dict[Declaration, dict[str, Any]] = {}
         for table in self.tables:
-            if table.optimizer not in self._settings:
-                self._settings[table.optimizer] = _param_group(table)
-        kinds = [settings["name"] for settings in self._settings.values()]
-        for declaration, settings in self._settings.items():
-            if kinds.count(settings["name"]) > 1:
+            if table.optimizer not in settings:
+                settings[table.optimizer] = _param_group(table)
+        names = [group["name"] for group in settings.values()]
+        for declaration, group in settings.items():
+            if names.count(group["name"]) > 1:
                 first = next(table for table in self.tables if table.optimizer == declaration)
-                settings["name"] += f"/{first.name}"
-        self.param_groups = list(self._settings.values())
+                group["name"] += f"/{first.name}"
+        self.param_groups = list(settings.values())
+        self._settings_of_tables = [[settings[table.optimizer] for table in group] for group in self.groups]
 
     @property
     def tables(self) -> list[DynamicTable]:
@@ -48,25 +49,16 @@ class SparseOptimizer:
 
         Raises FloatingPointError, before anything is updated, where a gradient is infinite or not a number.
         """
-        waiting = [(group, pending) for group in self.groups if (pending := group.coalesce()) is not None]
-        for group, pending in waiting:
+        waiting = [
+            (group, settings, pending)
+            for group, settings in zip(self.groups, self._settings_of_tables, strict=True)
+            if (pending := group.coalesce()) is not None
+        ]
+        for group, _, pending in waiting:
             check_finite(group, pending)
-        for group, pending in waiting:
-            self._update(group, pending)
+        for group, settings, pending in waiting:
+            _update(group, settings, pending)
             group.pending.clear()
-
-    def _update(self, group: TableGroup, pending: PendingGrad) -> None:
-        for number in pending.tables:
-            group[number].step += 1
-        rows: dict[tuple[Declaration, int], list[float]] = {}
-        for table in group:
-            key = table.optimizer, max(table.step, 1)
-            if key not in rows:
-                rows[key] = _hyper_row(group.optimizer_kind, key[1], self._settings[table.optimizer])
-        hyper_TH = torch.tensor([rows[table.optimizer, max(table.step, 1)] for table in group], dtype=torch.float64)
-        row_update(
-            group.optimizer_kind, group.weight, group.state, pending.rows, pending.grads, group.granule_table, hyper_TH
-        )
 
     def zero_grad(self) -> None:
         """Forget what backward has left."""
@@ -120,6 +112,23 @@ def _param_group(table: DynamicTable) -> dict[str, Any]:
     declared = asdict(table.optimizer)
     declared.pop(_OF_NEW_ROWS, None)
     return {"name": f"sparse/{table.optimizer.kind}", "params": []} | _FOR_SCHEDULERS | declared
+
+
+def _update(group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], pending: PendingGrad) -> None:
+    """Step the rows of one group, each by the settings of its table."""
+    for number in pending.tables:
+        group[number].step += 1
+    rows: dict[tuple[int, int], list[float]] = {}  # many tables have the same settings and as many steps
+    hyper = []
+    for table, settings in zip(group, settings_of_tables, strict=True):
+        step = max(table.step, 1)
+        key = id(settings), step
+        if key not in rows:
+            rows[key] = _hyper_row(group.optimizer_kind, step, settings)
+        hyper.append(rows[key])
+    hyper_TH = torch.tensor(hyper, dtype=torch.float64)
+    arrays = group.weight, group.state, pending.rows, pending.grads, group.granule_table
+    row_update(group.optimizer_kind, *arrays, hyper_TH)
 
 
 def _hyper_row(kind: str, step: int, settings: Mapping[str, Any]) -> list[float]:

@@ -32,7 +32,7 @@ def sum_by_row(
     parts, begin = [], 0
     for part in pending:
         end = begin + len(part.rows)
-        parts.append(PooledGrad(part.grads, torch.arange(begin, end + 1), None))
+        parts.append(PooledGrad(part.grads[:, None], torch.arange(begin, end + 1)[None], None))
         begin = end
     grads_UD = buffers.take((len(rows_U), pending[0].grads.shape[1]), pending[0].grads.dtype)
     return PendingGrad(rows_U, pool_grads(parts, inverse_N, grads_UD), frozenset().union(*(p.tables for p in pending)))

@@ -111,7 +111,7 @@ def test_unknown_pooling_is_named() -> None:
 
 
 def test_gradients_are_summed_by_row(implementation: str) -> None:
-    parts = [PooledGrad(torch.tensor([[1.0], [2.0]]), torch.tensor([0, 2, 3]), None)]
+    parts = [PooledGrad(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[0, 2, 3]]), None)]
     grads_UD = pool_grads(parts, torch.tensor([0, 1, 0]), torch.full((2, 1), math.nan))
     assert grads_UD.tolist() == [[3.0], [1.0]]
 
@@ -137,31 +137,30 @@ def test_gradients_equal_those_of_autograd(bags: int, dim: int, weighted: bool, 
     reference.gather_pool(weight, rows_N, offsets_KB1, coefficients).backward(grads_BKD)
 
     rows_U, inverse_N = number_rows(rows_N, rows_N == 5)
-    parts = [
-        PooledGrad(
-            grads_BKD[:, feature],
-            offsets_B1,
-            None if coefficients is None else coefficients[int(offsets_B1[0]) : int(offsets_B1[-1])],
-        )
-        for feature, offsets_B1 in enumerate(offsets_KB1)
-    ]
+    # The first feature by itself, the others together.
+    parts = []
+    for first, end in ((0, 1), (1, 3)):
+        offsets = offsets_KB1[first:end]
+        mine = slice(int(offsets[0, 0]), int(offsets[-1, -1]))
+        parts.append(PooledGrad(grads_BKD[:, first:end], offsets, None if coefficients is None else coefficients[mine]))
     grads_UD = pool_grads(parts, inverse_N, torch.full((len(rows_U), dim), math.nan, dtype=torch.float64))
     assert weight.grad is not None
     torch.testing.assert_close(grads_UD, weight.grad[rows_U], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", ["expanded", "transposed", "every other", "one column"])
+@pytest.mark.parametrize("shape", ["expanded", "transposed", "every other", "features first", "one column"])
 def test_gradients_of_any_strides_count_alike(shape: str, implementation: str) -> None:
-    grads_BD = {
-        "expanded": torch.tensor(2.0).expand(6, 4),
-        "transposed": torch.randn(4, 6).t(),
-        "every other": torch.randn(12, 8)[::2, ::2],
-        "one column": torch.randn(6, 3)[:, 1:2],
+    grads_BKD = {
+        "expanded": torch.tensor(2.0).expand(3, 2, 4),
+        "transposed": torch.randn(4, 2, 3).transpose(0, 2),
+        "every other": torch.randn(6, 4, 8)[::2, ::2, ::2],
+        "features first": torch.randn(2, 3, 4).transpose(0, 1),
+        "one column": torch.randn(3, 2, 3)[:, :, 1:2],
     }[shape]
-    offsets_B1, inverse_N = torch.arange(7), torch.tensor([0, 1, 0, 2, 1, 0])
+    offsets_KB1, inverse_N = torch.tensor([[0, 1, 2, 3], [3, 4, 5, 6]]), torch.tensor([0, 1, 0, 2, 1, 0])
     found, expected = (
-        pool_grads([PooledGrad(grads, offsets_B1, None)], inverse_N, torch.full((3, grads.shape[1]), math.nan))
-        for grads in (grads_BD, grads_BD.contiguous())
+        pool_grads([PooledGrad(grads, offsets_KB1, None)], inverse_N, torch.full((3, grads.shape[2]), math.nan))
+        for grads in (grads_BKD, grads_BKD.contiguous())
     )
     assert torch.equal(found, expected)
 
@@ -193,4 +192,4 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"out is torch.float32 \[1, 2\]; give contiguous torch.float32 \[1, 1, 2\]"):
         gather_pool(weight, rows_N, offsets_KB1, None, torch.empty(1, 2))
     with pytest.raises(ValueError, match="gradients are torch.float64, the rows' are torch.float32"):
-        pool_grads([PooledGrad(torch.zeros(1, 2).double(), offsets_KB1[0], None)], rows_N, torch.empty(1, 2))
+        pool_grads([PooledGrad(torch.zeros(1, 1, 2).double(), offsets_KB1, None)], rows_N, torch.empty(1, 2))

@@ -89,31 +89,35 @@ def _scatter(D: int) -> Callable[..., int]:
     columns = np.uint64(D)
 
     @kernel
-    def scatter(grads: Any, stride: Any, offsets: Any, coefficients: Any, inverse: Any, filled: Any, out: Any) -> Any:
-        """Add grads[bag * stride :][:D] to out[inverse[i]] for each value i of each bag.
+    def scatter(grads: Any, bag_step: Any, feature_step: Any, offsets: Any, coefficients: Any, inverse: Any,
+                filled: Any, out: Any) -> Any:  # fmt: skip
+        """Add grads[bag * bag_step + feature * feature_step :][:D] to out[inverse[i]] for each value i of each bag.
 
         Unique rows are numbered as they appear, so a number equal to ``filled`` is a row met for the first time: it is
         written, not added to, and ``out`` needs no zeros. Returns the new ``filled``.
         """
-        begin, bags, zero = offsets[0], len(offsets) - 1, grads.dtype.type(0)
-        for bag in range(bags):
-            if bag + GRADS_AHEAD < bags:
-                ahead = (bag + GRADS_AHEAD) * stride * grads.itemsize
-                for byte in range(0, D * grads.itemsize, LINE):
-                    prefetch(grads, ahead + byte)
-            grad = np.uint64(bag * stride)
-            for i in range(offsets[bag], offsets[bag + 1]):
-                if inverse[i] < 0:
-                    continue
-                local = np.uint64(inverse[i])
-                counts = grads.dtype.type(1) if coefficients is None else coefficients[i - begin]
-                if inverse[i] == filled:
-                    filled += 1
-                    for d in range(columns):
-                        out[local, d] = zero + counts * grads[grad + d]
-                else:
-                    for d in range(columns):
-                        out[local, d] += counts * grads[grad + d]
+        begin, zero = offsets[0, 0], grads.dtype.type(0)
+        bags = offsets.shape[1] - 1
+        for feature in range(offsets.shape[0]):
+            for bag in range(bags):
+                at = bag * bag_step + feature * feature_step
+                if bag + GRADS_AHEAD < bags:
+                    ahead = (at + GRADS_AHEAD * bag_step) * grads.itemsize
+                    for byte in range(0, D * grads.itemsize, LINE):
+                        prefetch(grads, ahead + byte)
+                grad = np.uint64(at)
+                for i in range(offsets[feature, bag], offsets[feature, bag + 1]):
+                    if inverse[i] < 0:
+                        continue
+                    local = np.uint64(inverse[i])
+                    counts = grads.dtype.type(1) if coefficients is None else coefficients[i - begin]
+                    if inverse[i] == filled:
+                        filled += 1
+                        for d in range(columns):
+                            out[local, d] = zero + counts * grads[grad + d]
+                    else:
+                        for d in range(columns):
+                            out[local, d] += counts * grads[grad + d]
         return filled
 
     return scatter
@@ -123,23 +127,25 @@ def pool_grads(parts: Sequence[PooledGrad], inverse_N: Tensor, grads_UD: Tensor)
     """See op.py."""
     scatter = _scatter(grads_UD.shape[1])
     inverse, out, filled = inverse_N.numpy(), grads_UD.numpy(), 0
-    for grads_BD, offsets_B1, coefficients_M in parts:
-        flat, stride = _flatten(grads_BD)
+    for grads_BKD, offsets_KB1, coefficients_M in parts:
+        flat, bag_step, feature_step = _flatten(grads_BKD)
         coefficients = None if coefficients_M is None else coefficients_M.numpy()
-        filled = scatter(flat.numpy(), stride, offsets_B1.numpy(), coefficients, inverse, filled, out)
+        offsets = offsets_KB1.numpy()
+        filled = scatter(flat.numpy(), bag_step, feature_step, offsets, coefficients, inverse, filled, out)
     assert filled == len(grads_UD), f"{filled} of {len(grads_UD)} rows have a value in the bags"
 
 
-def _flatten(grads_BD: Tensor) -> tuple[Tensor, int]:
-    """The memory from the first to the last gradient as one contiguous tensor, and the step from one to the next.
+def _flatten(grads_BKD: Tensor) -> tuple[Tensor, int, int]:
+    """The memory from the first to the last gradient as one contiguous tensor, and the steps to next bag and feature.
 
-    Gradients mostly arrive as a slice of those of several features; for the kernel to be vectorised, its array must be
-    contiguous.
+    A single feature's gradients may arrive as a slice of those of several; for the kernel to be vectorised, its array
+    must be contiguous.
     """
-    bags, width = grads_BD.shape
-    if bags == 0 or width == 0:
-        return grads_BD.new_empty(0), 0
-    if width > 1 and grads_BD.stride(1) != 1:
-        grads_BD = grads_BD.contiguous()
-    stride = grads_BD.stride(0)
-    return torch.as_strided(grads_BD, ((bags - 1) * stride + width,), (1,)), stride
+    bags, features, width = grads_BKD.shape
+    if grads_BKD.numel() == 0:
+        return grads_BKD.new_empty(0), 0, 0
+    if width > 1 and grads_BKD.stride(2) != 1:
+        grads_BKD = grads_BKD.contiguous()
+    bag_step, feature_step, _ = grads_BKD.stride()
+    span = (bags - 1) * bag_step + (features - 1) * feature_step + width
+    return torch.as_strided(grads_BKD, (span,), (1,)), bag_step, feature_step

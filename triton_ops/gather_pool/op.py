@@ -110,7 +110,7 @@ def pool_coefficients(offsets_B1: Tensor, pooling: str, weights_N: Tensor | None
 
 
 def pool_grads(parts: Sequence[PooledGrad], inverse_N: Tensor, grads_UD: Tensor) -> Tensor:
-    """Write each unique row's gradient: grads [[1], [2]] of bags [0, 2, 3] with inverse [0, 1, 0] -> [[3], [1]].
+    """Write each unique row's gradient: grads 1, 2 of bags [0, 2, 3] with inverse [0, 1, 0] -> [[3], [1]].
 
     ``inverse_N``, from `group_by_row`, says which unique row each value is; -1 is left out. ``parts`` follow the
     order of the values and cover all that are not left out. Writes all of ``grads_UD``, contiguous and of the
@@ -118,8 +118,8 @@ def pool_grads(parts: Sequence[PooledGrad], inverse_N: Tensor, grads_UD: Tensor)
     ValueError for another dtype.
     """
     for part in parts:
-        if part.grads_BD.dtype != grads_UD.dtype:
-            raise ValueError(f"gradients are {part.grads_BD.dtype}, the rows' are {grads_UD.dtype}; give one dtype")
+        if part.grads_BKD.dtype != grads_UD.dtype:
+            raise ValueError(f"gradients are {part.grads_BKD.dtype}, the rows' are {grads_UD.dtype}; give one dtype")
     if choose("gather_pool", grads_UD.device) == "reference":
         reference.pool_grads(parts, inverse_N, grads_UD)
     else:

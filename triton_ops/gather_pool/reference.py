@@ -51,10 +51,12 @@ def bag_of_value(offsets_B1: Tensor, count: int | None = None) -> Tensor:
 def pool_grads(parts: Sequence[PooledGrad], inverse_N: Tensor, grads_UD: Tensor) -> None:
     """See op.py."""
     grads_UD.zero_()
-    for grads_BD, offsets_B1, coefficients_M in parts:
-        grads_MD = grads_BD[bag_of_value(offsets_B1)]
+    for grads_BKD, offsets_KB1, coefficients_M in parts:
+        begin, end = int(offsets_KB1[0, 0]), int(offsets_KB1[-1, -1])
+        features = zip(grads_BKD.unbind(1), offsets_KB1, strict=True)
+        grads_MD = torch.cat([grads_BD[bag_of_value(offsets_B1)] for grads_BD, offsets_B1 in features])
         if coefficients_M is not None:
             grads_MD = grads_MD * coefficients_M[:, None]
-        inverse_M = inverse_N[int(offsets_B1[0]) : int(offsets_B1[-1])]
+        inverse_M = inverse_N[begin:end]
         trained = inverse_M >= 0
         grads_UD.index_add_(0, inverse_M[trained], grads_MD[trained])

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
+    find_modules_of_folder()
     try:
         return dispatch(arguments[0], arguments[1:])
     except SystemExit as stop:
@@ -61,6 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"recis: {error}", file=sys.stderr)
         return 2
+
+
+def find_modules_of_folder() -> None:
+    """Let recipes name classes of modules in the folder where `recis` runs, as `python -m` would.
+
+    Its absolute path: the entry "" that some programs have means another folder while a recipe is parsed.
+    """
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def usage() -> str:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,10 +87,34 @@ def metrics_of(directory: Path) -> dict[str, float]:
     return json.loads((directory / "metrics.json").read_text())["last"]
 
 
-def in_new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+ROOT = Path(__file__).parents[2]
+
+
+def in_new_process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Runs `recis` in `folder`; as the console script does, without that folder among the places of modules."""
     program = "import sys; from recis_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    command = [sys.executable, "-P", "-W", "ignore", "-c", program, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=False, cwd=folder, env=environment
+    )
+
+
+def test_a_recipe_may_name_classes_of_modules_in_the_folder_where_recis_runs(
+    recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "my_callbacks.py").write_text(
+        "from lightning.pytorch import Callback\n\n\n"
+        "class Hello(Callback):\n"
+        "    def on_fit_start(self, trainer, module):\n"
+        "        print('hello from my folder')\n"
+    )
+    config = recipe(trainer__callbacks=[{"class_path": "my_callbacks.Hello"}], trainer__max_steps=1)
+    ran = in_new_process("fit", "--config", config, folder=folder)
+    assert ran.returncode == 0, ran.stderr
+    assert "hello from my folder" in ran.stdout
 
 
 def test_a_recipe_is_fitted_tested_validated_and_used_for_predictions(

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recis_lightning.embedding.lookup import GroupLookup
+from recis_lightning.embedding.exchange import Exchange
+from recis_lightning.embedding.lookup import GroupLookup, look_up
+from recis_lightning.embedding.route import OneRank, Route
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Schema
 from recis_lightning.tables import DynamicTable, TableGroup, build_groups
@@ -39,6 +41,7 @@ class EmbeddingCollection(nn.Module):
             names = {table.name for table in group}
             features = [feature for feature in schema.embedded_features if feature.table in names]
             self._lookups.append(GroupLookup(group, features))
+        self._route: Route = OneRank()
         with torch.inference_mode(False):
             self._anchor = torch.zeros((), requires_grad=True)
 
@@ -49,10 +52,26 @@ class EmbeddingCollection(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor | Ragged]) -> dict[str, Tensor | Ragged]:
         insert = self.training and torch.is_grad_enabled()
-        outputs: dict[str, Tensor | Ragged] = {}
-        for lookup in self._lookups:
-            outputs.update(lookup(inputs, self._anchor, insert))
+        outputs = dict(look_up(self._lookups, inputs, self._route, self._anchor, insert))
         return {name: outputs[name] for name in self.features}
+
+    def shard(self, exchange: Exchange) -> None:
+        """Share the tables with the other ranks of an exchange: from here on this rank holds the ids that it owns.
+
+        Raises RuntimeError where tables hold rows already, some of which would be others'.
+        """
+        held = [table.name for table in self.tables.values() if len(table)]
+        if held:
+            raise RuntimeError(
+                f"tables {', '.join(held[:5])} hold rows, and are to be shared by {exchange.world_size} ranks; shard "
+                "them while they are empty, and load their rows afterwards"
+            )
+        self._route = exchange
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """What connects this rank to the others that hold rows of the same tables; None on a single one."""
+        return self._route if isinstance(self._route, Exchange) else None
 
     def evict(self) -> dict[str, int]:
         """Let tables forget the ids that their evictions name: how many, for each table that forgot some.

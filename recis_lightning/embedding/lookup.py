@@ -4,12 +4,14 @@ N ids of all features of the group, B rows of a feature, D row width, K features
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from recis_lightning.embedding.check import check_input, describe, explain_offsets
+from recis_lightning.embedding.route import Fetched, Request, Route
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Feature
 from recis_lightning.tables import PendingGrad, TableGroup
@@ -23,6 +25,18 @@ from triton_ops.gather_pool import (
 )
 
 
+def look_up(
+    lookups: Sequence["GroupLookup"], inputs: Mapping[str, Tensor | Ragged], route: Route, anchor: Tensor, insert: bool
+) -> Iterator[tuple[str, Tensor | Ragged]]:
+    """The output of each feature of all groups, by name; ``anchor`` is a leaf that autograd enters by."""
+    calls = [lookup.prepare(inputs) for lookup in lookups]
+    fetched = route.fetch([call.request() for call in calls], insert)
+    step = _Step(route, calls, fetched, insert)
+    outputs = _Gather.apply(anchor, step)
+    for call, own in zip(calls, step.split(outputs), strict=True):
+        yield from call.named(own)
+
+
 class GroupLookup:
     """Looks up the features that belong to one group of tables: all of them with one call for each step of the way."""
 
@@ -34,20 +48,13 @@ class GroupLookup:
         number = {table.name: table.number for table in group}
         self.tables = [number[str(feature.table)] for feature in self.features]
 
-    def __call__(
-        self, inputs: Mapping[str, Tensor | Ragged], anchor: Tensor, insert: bool
-    ) -> Iterator[tuple[str, Tensor | Ragged]]:
-        """The output of each of its features, by name."""
+    def prepare(self, inputs: Mapping[str, Tensor | Ragged]) -> "_Call":
+        """What a step needs to know of its inputs; ValueError, naming feature and table, where they don't fit."""
         parts = [check_input(feature, inputs) for feature in self.features]
         joined = join_offsets([part.innermost_offsets for part in parts], [len(part.values) for part in parts])
         if joined.misfit is not None:
             explain_offsets(self.features[joined.misfit], parts[joined.misfit])
-        ids_N = torch.cat([part.values for part in parts])
-        rows_N = self.group.lookup(ids_N, torch.tensor(joined.splits), torch.tensor(self.tables), insert)
-        call = _Call(self, joined, self._coefficients(parts), record=insert)
-        outputs = call.features(_Gather.apply(anchor, rows_N, call))
-        for feature, part, output in zip(self.features, parts, outputs, strict=True):
-            yield feature.name, part.with_values(output) if feature.pooling == "none" else output
+        return _Call(self, parts, joined, self._coefficients(parts))
 
     def _coefficients(self, parts: Sequence[Ragged]) -> Tensor | None:
         """What each id of the pooled features counts in its row, feature by feature; None where all count 1."""
@@ -65,9 +72,23 @@ class _Call(NamedTuple):
     """What one lookup has found out about its inputs."""
 
     lookup: GroupLookup
+    parts: list[Ragged]
     joined: JoinedOffsets
     coefficients_M: Tensor | None
-    record: bool
+
+    def request(self) -> Request:
+        ids_N = torch.cat([part.values for part in self.parts])
+        return Request(self.lookup.group, ids_N, torch.tensor(self.joined.splits), torch.tensor(self.lookup.tables))
+
+    def named(self, outputs: Sequence[Tensor]) -> Iterator[tuple[str, Tensor | Ragged]]:
+        """Its outputs by feature."""
+        for feature, part, output in zip(self.lookup.features, self.parts, self.features(outputs), strict=True):
+            yield feature.name, part.with_values(output) if feature.pooling == "none" else output
+
+    def outputs(self) -> int:
+        """How many tensors `_Gather` gives for it."""
+        blocks = list(self.blocks())
+        return sum(1 + end - first for first, end in blocks) + len(self.lookup.features) - self.lookup.pooled
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Runs of pooled features of as many rows, which share one output: first and end; mostly there is one."""
@@ -120,67 +141,95 @@ class _Call(NamedTuple):
         return self.joined.offsets[splits[first] : splits[end]].view(end - first, -1)
 
 
-class _Gather(torch.autograd.Function):
-    """Rows to outputs, and backward the outputs' gradients to the group's pending ones.
+class _Step(NamedTuple):
+    """One lookup of all groups."""
 
-    The outputs are, for each block of pooled features, one [B, K, D] and its K views [B, D]; then a [N, D] for each
-    sequence. So a model may use the features, or all of them as they lie side by side, without a copy either way.
+    route: Route
+    calls: Sequence[_Call]
+    fetched: Sequence[Fetched]
+    record: bool
+
+    def split(self, tensors: Sequence[Any]) -> list[Sequence[Any]]:
+        """What belongs to each group, of what belongs to all."""
+        ends = list(accumulate((call.outputs() for call in self.calls), initial=0))
+        return [tensors[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+
+
+class _Gather(torch.autograd.Function):
+    """Rows to outputs, and backward the outputs' gradients to where the optimizer takes them; all groups at once.
+
+    The outputs are, for each group and each block of its pooled features, one [B, K, D] and its K views [B, D]; then a
+    [N, D] for each sequence. So a model may use the features, or all of them as they lie side by side, without a copy
+    either way.
 
     Rows are no parameters, so that no optimizer, no DDP and no state_dict sees them. Autograd is entered through
     ``anchor``, a leaf that requires a gradient and never gets one.
     """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, rows_N: Tensor, call: _Call) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(rows_N)
-        ctx.call, ctx.erasures = call, call.lookup.group.erasures
+    def forward(ctx: Any, anchor: Tensor, step: _Step) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*(fetched.rows for fetched in step.fetched))
+        ctx.step, ctx.erasures = step, [call.lookup.group.erasures for call in step.calls]
         ctx.set_materialize_grads(False)
-        return (*_pool(call, rows_N), *_sequences(call, rows_N))
+        outputs: list[Tensor] = []
+        for call, fetched in zip(step.calls, step.fetched, strict=True):
+            outputs += [*_pool(call, fetched), *_sequences(call, fetched)]
+        return tuple(outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        if ctx.erasures != ctx.call.lookup.group.erasures:
-            raise RuntimeError(
-                f"{describe(ctx.call.lookup.features[0])}: ids were erased or evicted between this lookup and its "
-                "backward, and their rows may be others' by now; erase and evict after the optimizer's step"
-            )
-        _leave_pending(ctx.call, ctx.saved_tensors[0], grads)
-        return None, None, None
+        _ = ctx.saved_tensors  # raises for a second backward
+        step: _Step = ctx.step
+        ctx.step = None  # as autograd frees what it has saved: the graph may outlive the step
+        for call, erasures in zip(step.calls, ctx.erasures, strict=True):
+            if erasures != call.lookup.group.erasures:
+                raise RuntimeError(
+                    f"{describe(call.lookup.features[0])}: ids were erased or evicted between this lookup and its "
+                    "backward, and their rows may be others' by now; erase and evict after the optimizer's step"
+                )
+        pending = [
+            _sum_by_row(call, fetched, own, step.record)
+            for call, fetched, own in zip(step.calls, step.fetched, step.split(grads), strict=True)
+        ]
+        step.route.leave(step.fetched, pending, step.record)
+        return None, None
 
 
-def _pool(call: _Call, rows_N: Tensor) -> Iterator[Tensor]:
+def _pool(call: _Call, fetched: Fetched) -> Iterator[Tensor]:
     group = call.lookup.group
     for first, end in call.blocks():
         offsets_KB1 = call.offsets_of(first, end)
         out = group.buffers.take((offsets_KB1.shape[1] - 1, end - first, group.dim), group.dtype)
-        yield gather_pool(group.weight, rows_N, offsets_KB1, call.coefficients_of(first, end), out)
+        yield gather_pool(fetched.weight, fetched.rows, offsets_KB1, call.coefficients_of(first, end), out)
         yield from out.unbind(1)
 
 
-def _sequences(call: _Call, rows_N: Tensor) -> Iterator[Tensor]:
+def _sequences(call: _Call, fetched: Fetched) -> Iterator[Tensor]:
     group, splits = call.lookup.group, call.joined.splits
     for begin, end in zip(splits[call.lookup.pooled : -1], splits[call.lookup.pooled + 1 :], strict=True):
         out = group.buffers.take((end - begin, group.dim), group.dtype)
-        yield torch.index_select(group.weight, 0, rows_N[begin:end], out=out)
+        yield torch.index_select(fetched.weight, 0, fetched.rows[begin:end], out=out)
 
 
-def _leave_pending(call: _Call, rows_N: Tensor, grads: Sequence[Tensor | None]) -> None:
-    """Sum the features' gradients by row and leave them with the group for the optimizer.
+def _sum_by_row(call: _Call, fetched: Fetched, grads: Sequence[Tensor | None], record: bool) -> PendingGrad | None:
+    """The features' gradients summed by row.
 
     What no loss depends on has no gradient, and its rows are not touched; as of a parameter without one.
     """
     group, splits = call.lookup.group, call.joined.splits
     found = list(call.grads(grads))
+    if not found:
+        return None
     used = {feature for first, end, _ in found for feature in range(first, end)}
-    unused = set(range(len(call.lookup.features))) - used
-    if unused:
-        rows_N = rows_N.clone()
-        for feature in unused:
-            rows_N[splits[feature] : splits[feature + 1]] = group.default_row
-    rows_U, inverse_N = group.unique_rows(rows_N, call.record)
+    unused = [
+        slice(splits[feature], splits[feature + 1])
+        for feature in range(len(call.lookup.features))
+        if feature not in used
+    ]
+    rows_U, inverse_N = fetched.unique(unused, record)
     parts = [
         PooledGrad(grad, call.offsets_of(first, end), call.coefficients_of(first, end)) for first, end, grad in found
     ]
     grads_UD = pool_grads(parts, inverse_N, group.buffers.take((len(rows_U), group.dim), group.dtype))
-    group.leave(PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used)))
+    return PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used))

@@ -118,11 +118,19 @@ class TableGroup:
         """int32 [R / 64] over reserved memory: the table of each 64 rows, -1 where they are not trained."""
         return self.rows.granule_table
 
-    def lookup(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, insert: bool) -> Tensor:
+    def lookup(
+        self,
+        ids_N: Tensor,
+        splits_K1: Tensor,
+        table_index_K: Tensor,
+        insert: bool,
+        counts_N: Tensor | None = None,
+    ) -> Tensor:
         """The row of each id: ids [5, 7, 5], splits [0, 2, 3], tables [0, 1] look up 5 and 7 in table 0, 5 in table 1.
 
         ``ids_N`` is int64 [N]; ``splits_K1`` int64 [K + 1] and ``table_index_K`` int32 or int64 [K] lie on the CPU; a
-        table may come up in several runs. Returns int64 [N]. With ``insert``, new ids that their table admits get rows
+        table may come up in several runs. ``counts_N`` says how often each id occurs to an admission that counts, once
+        where it is not given. Returns int64 [N]. With ``insert``, new ids that their table admits get rows
         with their first values, and the others read ``default_row``; without, nothing changes and unknown ids read
         ``default_row``. Raises TableFullError where rows run out; ids before the one that found none keep theirs.
         """
@@ -131,17 +139,24 @@ class TableGroup:
             return self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
         if self.gate.is_open:
             return self.insert(ids_N, splits_K1, table_index_K)
-        return self._lookup_through_gate(ids_N, splits_K1, table_index_K)
+        return self._lookup_through_gate(ids_N, splits_K1, table_index_K, counts_N)
 
-    def _lookup_through_gate(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> Tensor:
+    def _lookup_through_gate(
+        self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, counts_N: Tensor | None
+    ) -> Tensor:
         rows_N = self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
         unknown_M = (rows_N == DEFAULT_ROW).nonzero().squeeze(1)
         if len(unknown_M) == 0:
             return rows_N
         run_sizes_K = torch.searchsorted(unknown_M, splits_K1).diff()
         tables_M = table_index_K.repeat_interleave(run_sizes_K)
-        admitted_M = self.gate.admit(ids_N[unknown_M], tables_M, self.clock)
-        refused_T = torch.bincount(tables_M[~admitted_M], minlength=len(self)).numpy()
+        occurrences_O = torch.arange(len(unknown_M))
+        if counts_N is not None:
+            occurrences_O = occurrences_O.repeat_interleave(counts_N[unknown_M])
+        admitted_O = self.gate.admit(ids_N[unknown_M][occurrences_O], tables_M[occurrences_O], self.clock)
+        refused_T = torch.bincount(tables_M[occurrences_O[~admitted_O]], minlength=len(self)).numpy()
+        admitted_M = torch.zeros(len(unknown_M), dtype=torch.bool)
+        admitted_M[occurrences_O[admitted_O]] = True  # it is one decision for all occurrences
         self.events[:, REFUSED] += refused_T
         admitted = unknown_M[admitted_M]
         if len(admitted):
@@ -224,16 +239,20 @@ class TableGroup:
             f"{self.rows.room:,} rows, and they are taken (largest: {sizes}); give more with max_rows, or erase ids"
         )
 
-    def unique_rows(self, rows_N: Tensor, record: bool = False) -> tuple[Tensor, Tensor]:
+    def unique_rows(
+        self, rows_N: Tensor, record: bool = False, counts_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Each trained row once, as they first appear, and where each value's row is among them, -1 for untrained ones.
 
-        ``record`` notes in the rows that a training step has looked them up. See `triton_ops.group_by_row`.
+        ``record`` notes in the rows that a training step has looked them up, each value ``counts_N`` times, or once.
+        See `triton_ops.group_by_row`.
         """
         if self._tick == LAST_TICK:
             self.rows.clear_stamps()
             self._tick = 0
         self._tick += 1
-        return group_by_row(rows_N, self.meta, self.granule_table, self._tick, self.clock if record else None)
+        step = self.clock if record else None
+        return group_by_row(rows_N, self.meta, self.granule_table, self._tick, step, counts_N)
 
     @property
     def clock(self) -> int:

@@ -44,6 +44,15 @@ def test_all_occurrences_in_a_lookup_count_before_the_id_is_decided_on() -> None
     assert look_up(group, [5, 7, 5, 5]) == [[True, False, True, True]]
 
 
+def test_an_id_given_once_with_its_number_of_occurrences_counts_as_often() -> None:
+    group = make_group(Counter(threshold=3))
+    ids, splits, counts = torch.tensor([5, 7, 8]), torch.tensor([0, 3]), torch.tensor([3, 2, 1])
+    rows = group.lookup(ids, splits, torch.tensor([0]), True, counts)
+    assert (rows != group.default_row).tolist() == [True, False, False]
+    assert group[0].stats()["refused"] == 3
+    assert look_up(group, [5, 7, 8]) == [[True, True, False]]
+
+
 def test_id_not_admitted_reads_zeros_and_lies_in_no_trained_granule() -> None:
     group = make_group(Counter(threshold=2))
     ids = torch.tensor([5, 6, 6])

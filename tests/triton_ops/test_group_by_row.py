@@ -32,6 +32,18 @@ def test_rows_come_once_in_the_order_they_first_appear(implementation: str, monk
     assert meta[[70, 64, 3], COUNT].tolist() == [2, 1, 0]
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_values_may_count_several_times_or_not_at_all(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_OPS", implementation)
+    meta, granule_table = make_group()
+    counts_N = torch.tensor([2, 9, 3, 0])
+    rows_U, _ = group_by_row(torch.tensor([70, 3, 70, 64]), meta, granule_table, 1, 5, counts_N)
+    assert rows_U.tolist() == [70, 64]
+    assert meta[[70, 64, 3], COUNT].tolist() == [5, 0, 0]
+    with pytest.raises(ValueError, match="counts are torch.int64 \\[3\\] for 4 rows"):
+        group_by_row(torch.tensor([70, 3, 70, 64]), meta, granule_table, 2, 5, counts_N[:3])
+
+
 @pytest.mark.parametrize("size", [0, 1, 63, 1000])
 @pytest.mark.parametrize("step", [None, 7])
 def test_cpu_equals_the_reference(size: int, step: int | None, monkeypatch: pytest.MonkeyPatch) -> None:

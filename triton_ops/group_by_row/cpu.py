@@ -15,8 +15,13 @@ RECORD_BYTES = 8 * RECORD
 
 
 @kernel
-def group_by_row(rows: Any, meta: Any, granule_table: Any, tick: Any, step: Any, unique: Any, inverse: Any) -> Any:
-    """Write unique rows and each value's place among them; returns their number. A step below 0 records nothing."""
+def group_by_row(
+    rows: Any, meta: Any, granule_table: Any, tick: Any, step: Any, counts: Any, unique: Any, inverse: Any
+) -> Any:
+    """Write unique rows and each value's place among them; returns their number. A step below 0 records nothing.
+
+    Without ``counts`` each value counts 1.
+    """
     count = 0
     for i in range(len(rows)):
         if i + AHEAD < len(rows):
@@ -37,5 +42,5 @@ def group_by_row(rows: Any, meta: Any, granule_table: Any, tick: Any, step: Any,
                 meta[row, LAST_STEP] = step
         inverse[i] = local
         if step >= 0:
-            meta[row, COUNT] += 1
+            meta[row, COUNT] += counts[i] if len(counts) else 1
     return count

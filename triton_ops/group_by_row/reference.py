@@ -6,11 +6,15 @@ from torch import Tensor
 from triton_ops.row_layout import COUNT, GRANULE, LAST_STEP, UNTRAINED
 
 
-def group_by_row(rows_N: Tensor, meta: Tensor, granule_table: Tensor, step: int | None) -> tuple[Tensor, Tensor]:
+def group_by_row(
+    rows_N: Tensor, meta: Tensor, granule_table: Tensor, step: int | None, counts_N: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """See op.py."""
     trained_N = granule_table[rows_N // GRANULE] != UNTRAINED
     trained_rows = rows_N[trained_N]
     sorted_U, inverse, count_U = torch.unique(trained_rows, return_inverse=True, return_counts=True)
+    if counts_N is not None:
+        count_U = torch.zeros_like(sorted_U).index_add_(0, inverse, counts_N[trained_N])
     position = torch.arange(len(trained_rows), device=rows_N.device)
     first_U = torch.full_like(sorted_U, len(trained_rows)).scatter_reduce(0, inverse, position, "amin")
     order_U = first_U.argsort()

@@ -1,0 +1,258 @@
+"""The route of several ranks: each owns a range of virtual shards, and looks up, trains and forgets the ids in it.
+
+A step asks with two all-to-alls (how many ids of each table, then the ids), is answered with one (their rows), and
+brings the gradients with one, for all groups of tables together. What is asked for is asked once: ids that repeat in a
+rank's batch are one request, with the number of times where an admission counts.
+
+    ids of my batch -> partition_ids -> ids for each owner   ==>  lookup there
+    pooled outputs  <- gather_pool   <- rows in that order   <==  rows
+    their gradients -> pool_grads    -> a sum for each row   ==>  summed over ranks, divided by their number
+
+The sum is divided since each rank's loss is its rows' share times the number of ranks, so that DDP's mean over ranks
+is the gradient of the whole batch.
+
+W ranks, T tables of a group, U unique ids of this rank's batch, M ids that ranks ask of this one, D row width.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recis_lightning.embedding.route import Request
+from recis_lightning.embedding.wire import Codec, Parcels, Precision, Section, codec_of
+from recis_lightning.tables import PendingGrad, TableGroup
+from triton_ops.gather_pool import PooledGrad, pool_grads
+from triton_ops.group_by_row import group_by_row
+from triton_ops.index import SHARDS
+from triton_ops.partition import Partition, partition_ids
+from triton_ops.row_layout import COUNT, GRANULE, RECORD, UNTRAINED
+
+
+def owned_shards(rank: int, world_size: int) -> tuple[int, int]:
+    """The virtual shards [first, last) of a rank: rank 1 of 3 owns [1366, 2731) of 4096."""
+    return -(-rank * SHARDS // world_size), -(-(rank + 1) * SHARDS // world_size)
+
+
+class FetchedRows:
+    """A request whose rows other ranks have sent, and what this one was asked for at the same time."""
+
+    def __init__(self, request: Request, partition: Partition, asked_WT: Tensor) -> None:
+        self.group = request.group
+        self.sizes_WT = partition.sizes
+        """How many ids of each table this rank asks of each."""
+        self.asked_WT = asked_WT
+        """And each of it."""
+        self.rows = partition.inverse
+        self.weight: Tensor
+        self.owned_rows: Tensor
+        """int64 [M]: the group's rows of what it was asked for, rank by rank."""
+        self.counts: Tensor
+        """int64 [U]: how often each row that came is in the batch, features that backward leaves out left out."""
+        self._ids = partition.ids
+
+    @property
+    def sent(self) -> list[int]:
+        """How many ids it asks of each rank."""
+        return self.sizes_WT.sum(1).tolist()
+
+    @property
+    def received(self) -> list[int]:
+        return self.asked_WT.sum(1).tolist()
+
+    def unique(self, unused: Sequence[slice], record: bool) -> tuple[Tensor, Tensor]:
+        # The rows that came are a store of their own for once, with a granule behind them for what is not trained.
+        granules = -(-len(self._ids) // GRANULE) + 1
+        granule_table = torch.zeros(granules, dtype=torch.int32)
+        granule_table[-1] = UNTRAINED
+        meta = torch.zeros(granules * GRANULE, RECORD, dtype=torch.int64)
+        rows_N = self.rows
+        if unused:
+            rows_N = rows_N.clone()
+            for values in unused:
+                rows_N[values] = len(meta) - 1
+        rows_U, inverse_N = group_by_row(rows_N, meta, granule_table, tick=1, step=0)
+        self.counts = meta[: len(self._ids), COUNT]
+        return rows_U, inverse_N
+
+
+class Exchange:
+    """Sends ids to their owners and rows back, over a process group of its own.
+
+    ``rows_as`` and ``grads_as`` say in which precision rows and gradients travel. Every rank of ``process_group`` calls
+    `fetch` and `leave` as often as the others, be its batch empty.
+    """
+
+    def __init__(
+        self, process_group: dist.ProcessGroup, rows_as: Precision = "full", grads_as: Precision = "full"
+    ) -> None:
+        self.process_group = process_group
+        self.rank, self.world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        self._rows_codec, self._grads_codec = codec_of(rows_as), codec_of(grads_as)
+        self._owner_S = torch.empty(SHARDS, dtype=torch.int64)
+        for rank in range(self.world_size):
+            first, last = owned_shards(rank, self.world_size)
+            self._owner_S[first:last] = rank
+        self.bytes_sent = 0
+        """Bytes that went to other ranks so far."""
+        self.seconds = 0.0
+        """Wall time in collectives so far, waiting for other ranks included."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Exchange":
+        return self  # a process group has no copy
+
+    # ------------------------------------------------------------------------------------------------------- forward
+
+    def fetch(self, requests: Sequence[Request], insert: bool) -> list[FetchedRows]:
+        parts = [
+            partition_ids(*request[1:], len(request.group), self._owner_S, self.world_size) for request in requests
+        ]
+        asked = self._ask_for_sizes(parts, requests)
+        fetched = [FetchedRows(*of_group) for of_group in zip(requests, parts, asked, strict=True)]
+        incoming = self._ask(parts, fetched, insert)
+        for number, rows in enumerate(fetched):
+            self._look_up(rows, [sections[number] for sections in incoming], insert)
+        self._answer(fetched)
+        return fetched
+
+    def _ask_for_sizes(self, parts: Sequence[Partition], requests: Sequence[Request]) -> list[Tensor]:
+        """What each rank asks of this one: for each group int64 [W, T]."""
+        sizes = torch.cat([part.sizes for part in parts], dim=1)
+        asked = torch.empty_like(sizes)
+        self._all_to_all(asked, sizes)
+        return list(asked.split([len(request.group) for request in requests], dim=1))
+
+    def _ask(
+        self, parts: Sequence[Partition], fetched: Sequence[FetchedRows], insert: bool
+    ) -> list[list[list[Tensor]]]:
+        """Send ids, with their counts where an admission needs them; [rank][group][ids, counts] of what came."""
+        counted = [insert and not rows.group.gate.is_open for rows in fetched]
+        shapes = [_of_ranks(rows.sent, is_counted) for rows, is_counted in zip(fetched, counted, strict=True)]
+        outgoing = _Post(shapes)
+        for number, (part, rows) in enumerate(zip(parts, fetched, strict=True)):
+            whole = [part.ids, part.counts] if counted[number] else [part.ids]
+            for section, tensor in enumerate(whole):
+                for to, piece in zip(outgoing.sections(number), tensor.split(rows.sent), strict=True):
+                    to[section].copy_(piece)
+        incoming = _Post([_of_ranks(rows.received, count) for rows, count in zip(fetched, counted, strict=True)])
+        self._send(outgoing, incoming)
+        return [[incoming.sections(group)[rank] for group in range(len(fetched))] for rank in range(self.world_size)]
+
+    def _look_up(self, rows: FetchedRows, sections_of_ranks: Sequence[Sequence[Tensor]], insert: bool) -> None:
+        """Find the rows that this rank was asked for."""
+        ids, *counts = map(torch.cat, zip(*sections_of_ranks, strict=True))
+        sizes = rows.asked_WT.flatten()
+        splits = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        tables = torch.arange(len(rows.group)).repeat(self.world_size)
+        rows.owned_rows = rows.group.lookup(ids, splits, tables, insert, *counts)
+
+    def _answer(self, fetched: Sequence[FetchedRows]) -> None:
+        """Send the rows that were asked for, and put those that come side by side."""
+        outgoing = _Post([self._rows_of_ranks(rows.group, rows.received, self._rows_codec) for rows in fetched])
+        incoming = _Post([self._rows_of_ranks(rows.group, rows.sent, self._rows_codec) for rows in fetched])
+        for number, rows in enumerate(fetched):
+            for to, piece in zip(outgoing.sections(number), rows.owned_rows.split(rows.received), strict=True):
+                self._rows_codec.encode(rows.group.weight.index_select(0, piece), to)
+        self._send(outgoing, incoming)
+        for number, rows in enumerate(fetched):
+            rows.weight = rows.group.buffers.take((sum(rows.sent), rows.group.dim), rows.group.dtype)
+            for from_, piece in zip(incoming.sections(number), rows.weight.split(rows.sent), strict=True):
+                self._rows_codec.decode(from_, piece)
+
+    # ------------------------------------------------------------------------------------------------------ backward
+
+    def leave(self, fetched: Sequence[FetchedRows], grads: Sequence[PendingGrad | None], record: bool) -> None:
+        outgoing = _Post([self._grads_of_ranks(rows, rows.sent) for rows in fetched])
+        incoming = _Post([self._grads_of_ranks(rows, rows.received) for rows in fetched])
+        for number, (rows, pending) in enumerate(zip(fetched, grads, strict=True)):
+            self._write_grads(rows, pending, outgoing.sections(number))
+        self._send(outgoing, incoming)
+        for number, rows in enumerate(fetched):
+            self._leave_group(rows, incoming.sections(number), record)
+
+    def _grads_of_ranks(self, rows: FetchedRows, sizes: Sequence[int]) -> list[list[Section]]:
+        """For each rank: which tables are trained, how often each id occurred, the sums of its gradients."""
+        tables: Section = (torch.bool, (len(rows.group),))
+        codec, group = self._grads_codec, rows.group
+        return [[tables, (torch.int32, (n,)), *codec.sections(n, group.dim, group.dtype)] for n in sizes]
+
+    def _write_grads(
+        self, rows: FetchedRows, pending: PendingGrad | None, sections_of_ranks: Sequence[Sequence[Tensor]]
+    ) -> None:
+        if pending is None:  # other ranks may have found something, and wait for this one
+            for sections in sections_of_ranks:
+                for section in sections:
+                    section.zero_()
+            return
+        is_trained = torch.zeros(len(rows.group), dtype=torch.bool)
+        is_trained[list(pending.tables)] = True
+        grads_UD = torch.zeros_like(rows.weight).index_copy_(0, pending.rows, pending.grads)
+        pieces = zip(sections_of_ranks, rows.counts.split(rows.sent), grads_UD.split(rows.sent), strict=True)
+        for (to_tables, to_counts, *to_grads), counts, grads in pieces:
+            to_tables.copy_(is_trained)
+            to_counts.copy_(counts)
+            self._grads_codec.encode(grads, to_grads)
+
+    def _leave_group(self, rows: FetchedRows, sections_of_ranks: Sequence[Sequence[Tensor]], record: bool) -> None:
+        """Sum up what came from all ranks by row, for the group's optimizer."""
+        group = rows.group
+        is_trained = torch.stack([sections[0] for sections in sections_of_ranks]).any(0)
+        tables = frozenset(is_trained.nonzero().squeeze(1).tolist())
+        if not tables:
+            return
+        counts_M = torch.cat([sections[1] for sections in sections_of_ranks]).long()
+        grads_MD = group.buffers.take((len(counts_M), group.dim), group.dtype)
+        for sections, piece in zip(sections_of_ranks, grads_MD.split(rows.received), strict=True):
+            self._grads_codec.decode(sections[2:], piece)
+        rows_M = rows.owned_rows.masked_fill(counts_M == 0, group.default_row)
+        rows_U, inverse_M = group.unique_rows(rows_M, record, counts_M)
+        part = PooledGrad(grads_MD[:, None], torch.arange(len(rows_M) + 1)[None], None)
+        grads_UD = pool_grads([part], inverse_M, group.buffers.take((len(rows_U), group.dim), group.dtype))
+        group.leave(PendingGrad(rows_U, grads_UD.div_(self.world_size), tables))
+
+    # --------------------------------------------------------------------------------------------------- collectives
+
+    def _rows_of_ranks(self, group: TableGroup, sizes: Sequence[int], codec: Codec) -> list[list[Section]]:
+        return [codec.sections(n, group.dim, group.dtype) for n in sizes]
+
+    def _send(self, outgoing: "_Post", incoming: "_Post") -> None:
+        to, from_ = outgoing.parcels, incoming.parcels
+        self._all_to_all(from_.buffer, to.buffer, (from_.splits, to.splits))
+        self.bytes_sent += sum(to.splits) - to.splits[self.rank]
+
+    def _all_to_all(
+        self, into: Tensor, tensor: Tensor, splits: tuple[list[int] | None, list[int] | None] = (None, None)
+    ) -> None:
+        started = time.perf_counter()
+        dist.all_to_all_single(into, tensor, *splits, group=self.process_group)
+        self.seconds += time.perf_counter() - started
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks of a tensor, as a new one."""
+        total = value.clone()
+        dist.all_reduce(total, group=self.process_group)
+        return total
+
+
+class _Post:
+    """Parcels of all groups: for each rank the sections of the first group, then those of the second, ..."""
+
+    def __init__(self, shapes: Sequence[Sequence[Sequence[Section]]]) -> None:
+        """``shapes[group][rank]`` are the sections of a group that go to a rank, or come from it."""
+        ranks = range(len(shapes[0]) if shapes else 0)
+        self._shapes = shapes
+        self.parcels = Parcels([[section for of_group in shapes for section in of_group[rank]] for rank in ranks])
+
+    def sections(self, group: int) -> list[list[Tensor]]:
+        """The sections of one group, for each rank."""
+        found = []
+        for rank, sections in enumerate(self.parcels.sections):
+            begin = sum(len(shapes[rank]) for shapes in self._shapes[:group])
+            found.append(sections[begin : begin + len(self._shapes[group][rank])])
+        return found
+
+
+def _of_ranks(sizes: Sequence[int], is_counted: bool) -> list[list[Section]]:
+    return [[(torch.int64, (n,))] * (1 + is_counted) for n in sizes]

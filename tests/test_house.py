@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # A package imports only packages with a higher number; within a number nobody, but for WITHIN_A_LAYER.
 LAYERS = {
     "recis_lightning": 0,
+    "recis_lightning.__main__": 0,
     "recis_lightning.cli": 1,
     "recis_lightning.serving": 1.5,
     "recis_lightning.training": 2,

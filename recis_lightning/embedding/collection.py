@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recis_lightning.embedding.exchange import Exchange
+from recis_lightning.embedding.exchange import Exchange, owned_shards
 from recis_lightning.embedding.lookup import GroupLookup, look_up
 from recis_lightning.embedding.route import OneRank, Route
 from recis_lightning.ragged import Ragged
@@ -58,14 +58,10 @@ class EmbeddingCollection(nn.Module):
     def shard(self, exchange: Exchange) -> None:
         """Share the tables with the other ranks of an exchange: from here on this rank holds the ids that it owns.
 
-        Raises RuntimeError where tables hold rows already, some of which would be others'.
+        Of what tables hold already it keeps its share, and takes it that the other ranks have the others'.
         """
-        held = [table.name for table in self.tables.values() if len(table)]
-        if held:
-            raise RuntimeError(
-                f"tables {', '.join(held[:5])} hold rows, and are to be shared by {exchange.world_size} ranks; shard "
-                "them while they are empty, and load their rows afterwards"
-            )
+        for table in self.tables.values():
+            table.keep(*owned_shards(exchange.rank, exchange.world_size))
         self._route = exchange
 
     @property

@@ -95,10 +95,19 @@ class Exchange:
         for rank in range(self.world_size):
             first, last = owned_shards(rank, self.world_size)
             self._owner_S[first:last] = rank
+        self.steps = 0
+        """Lookups of training since `take_costs`."""
         self.bytes_sent = 0
-        """Bytes that went to other ranks so far."""
+        """Bytes that went to other ranks since then."""
         self.seconds = 0.0
-        """Wall time in collectives so far, waiting for other ranks included."""
+        """Wall time in all-to-alls since then, waiting for other ranks included."""
+
+    def take_costs(self) -> dict[str, float]:
+        """Bytes sent and seconds spent for a step of training, on average since this was last asked."""
+        steps = max(self.steps, 1)
+        costs = {"exchange/bytes": self.bytes_sent / steps, "exchange/seconds": self.seconds / steps}
+        self.steps, self.bytes_sent, self.seconds = 0, 0, 0.0
+        return costs
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Exchange":
         return self  # a process group has no copy
@@ -106,6 +115,7 @@ class Exchange:
     # ------------------------------------------------------------------------------------------------------- forward
 
     def fetch(self, requests: Sequence[Request], insert: bool) -> list[FetchedRows]:
+        self.steps += insert
         parts = [
             partition_ids(*request[1:], len(request.group), self._owner_S, self.world_size) for request in requests
         ]

@@ -1,6 +1,6 @@
 """Steps on the rows that backward has left gradients for. U touched rows, D row width, T tables of a group."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,8 +25,10 @@ class SparseOptimizer:
     so does the number of steps each has had.
     """
 
-    def __init__(self, groups: Sequence[TableGroup]) -> None:
+    def __init__(self, groups: Sequence[TableGroup], sum_over_ranks: Callable[[Tensor], Tensor] | None = None) -> None:
+        """``sum_over_ranks`` adds up what ranks find of the rows that each of them holds; None for a single one."""
         self.groups = list(groups)
+        self._sum_over_ranks = sum_over_ranks
         settings: dict[Declaration, dict[str, Any]] = {}
         for table in self.tables:
             if table.optimizer not in settings:
@@ -72,7 +74,8 @@ class SparseOptimizer:
     def grad_norm_sq(self) -> Tensor:
         """The sum of squares of all gradients, each row's summed up first; a float64 scalar, 0 where there are none."""
         norms = [torch.linalg.vector_norm(grads).double() for grads in self._coalesced_grads()]
-        return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+        own = torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+        return own if self._sum_over_ranks is None else self._sum_over_ranks(own)
 
     @torch.no_grad()
     def scale_grads(self, factor: Tensor) -> None:
@@ -91,6 +94,8 @@ class SparseOptimizer:
         """Undo a loss scaler: multiply by ``inv_scale``; set ``found_inf`` to 1 where a gradient is not finite."""
         for grads in self._coalesced_grads():
             torch._amp_foreach_non_finite_check_and_unscale_([grads], found_inf, inv_scale)
+        if self._sum_over_ranks is not None:  # a rank sees its own rows only, and all have to skip the step
+            found_inf.copy_(self._sum_over_ranks(found_inf.cpu()).clamp(max=1.0))
 
     def state_dict(self) -> list[dict[str, Any]]:
         """A copy of ``param_groups``: all else is the tables' own."""

@@ -165,6 +165,15 @@ class DynamicTable:
         if len(part.ids.unique()) != count:
             raise ValueError(f"{where}: {count - len(part.ids.unique())} of {count} ids in the slice repeat others")
 
+    def keep(self, first_shard: int, last_shard: int) -> None:
+        """Forget all but virtual shards [first_shard, last_shard), and what admission knows of the others."""
+        counted = self.export_admission(first_shard, last_shard)
+        for begin, end in ((0, first_shard), (last_shard, SHARDS)):
+            ids, _ = self.group.index.items(self.number, begin, end)
+            self.group.erase(ids, self.number)
+        self.group.gate.forget(self.number)
+        self.load_admission(counted, first_shard, last_shard)
+
     def clear(self) -> None:
         """Forget everything; its rows wait for new ids."""
         self.group.index.clear(self.number)

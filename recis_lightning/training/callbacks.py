@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
+import torch
 from fsspec.core import url_to_fs
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -128,7 +129,8 @@ class TableStatistics(SteppedCallback):
     """Logs sparse/<table>/rows of every table, and sparse/rows and sparse/bytes of all together.
 
     Of tables with admission, eviction or a capacity also inserted, admitted, evicted (ids so far), refused (occurrences
-    so far), and waiting (ids that are counted and not admitted).
+    so far), and waiting (ids that are counted and not admitted). On several ranks these are sums over all of them, and
+    there are exchange/bytes and exchange/seconds: what this rank has sent to others in a step, and how long it waited.
     """
 
     def on_train_batch_end(
@@ -136,7 +138,16 @@ class TableStatistics(SteppedCallback):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.is_logged(trainer):
-            pl_module.log_dict(table_statistics(pl_module.tables))  # type: ignore[arg-type]
+            pl_module.log_dict(self._of_all_ranks(pl_module))
+
+    def _of_all_ranks(self, pl_module: LightningModule) -> dict[str, float]:
+        """Statistics of all ranks' rows, and what the exchange between them has cost since they were last logged."""
+        found = table_statistics(pl_module.tables)  # type: ignore[arg-type]
+        exchange: Any = pl_module.embedding.exchange  # type: ignore[union-attr]
+        if exchange is None:
+            return found
+        sums = exchange.sum(torch.tensor(list(found.values()), dtype=torch.float64)).tolist()
+        return dict(zip(found, sums, strict=True)) | exchange.take_costs()
 
 
 def table_statistics(tables: Mapping[str, DynamicTable]) -> dict[str, float]:
@@ -199,9 +210,14 @@ class Throughput(SteppedCallback):
 
     def _log(self, pl_module: LightningModule) -> None:
         speed, seconds = self.rows_per_second(), self._busy + self._waited
+        exchange: Any = pl_module.embedding.exchange  # type: ignore[union-attr]
+        if exchange is not None:  # a rank may have had no row
+            speed, waited = exchange.sum(torch.tensor([speed or 0.0, self._waited])).tolist()
+        else:
+            waited = self._waited
         if speed is not None:
             pl_module.log(SPEED, speed, prog_bar=True)
-            pl_module.log("perf/data_wait", self._waited / seconds)
+            pl_module.log("perf/data_wait", waited / (seconds * (exchange.world_size if exchange else 1)))
         self._rows, self._busy, self._waited = 0, 0.0, 0.0
 
     def rows_per_second(self) -> float | None:
@@ -263,38 +279,45 @@ def _metrics(trainer: Trainer) -> dict[str, float | None]:
 
 
 class RunInterrupted(SystemExit):
-    """Ends the process with status 130, as a shell's Ctrl-C does, once the run is saved in ``path``."""
+    """Ends the process once the run is saved in ``path``: with status 130, as a shell's Ctrl-C does, or with 143."""
 
-    def __init__(self, path: str | None) -> None:
-        super().__init__(130)
+    def __init__(self, path: str | None, status: int = 130) -> None:
+        super().__init__(status)
         self.path = path
 
 
 class SaveOnInterrupt(SteppedCallback):
-    """On the first SIGINT (Ctrl-C) of a fit: end the running step, save interrupted.ckpt, leave with status 130.
+    """On the first SIGINT (Ctrl-C) or SIGTERM of a fit: end the running step, save interrupted.ckpt, leave.
 
-    The second one aborts at once, as without this callback. What is saved resumes to the bit.
+    The status is 130, for SIGTERM 143. A second signal aborts at once, as without this callback. What is saved resumes
+    to the bit. On several ranks it is enough that one gets the signal: they tell each other with the next batch.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
+        """Whether this process has got a signal."""
+        self.agreed: bool | None = None
+        """Whether any rank had, when they last told each other; None on a single one."""
+        self._status = 130
+        self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.requested = False
+        self.requested, self.agreed, self._status = False, None, 130
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._previous = signal.signal(signal.SIGINT, self._request)
+            self._previous = {
+                number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
+            }
 
     def _request(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested, self._status = True, 128 + signum
         self._restore_handler()
         # Not print(): the signal may have come in the middle of one.
         os.write(2, b"\nrecis: saving after this step; Ctrl-C again to abort at once\n")
 
     def _restore_handler(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -308,16 +331,20 @@ class SaveOnInterrupt(SteppedCallback):
             self._leave_if_requested(trainer)
 
     def _leave_if_requested(self, trainer: Trainer) -> None:
-        if not (self.requested and self.stepped):
+        is_due = self.requested if self.agreed is None else self.agreed
+        if not (is_due and self.stepped):
             return
-        self.requested = False
+        self.requested, self.agreed = False, None
+        # Lightning kills the process that started the others when one of these ends with a status that is not 0.
+        status = self._status if trainer.is_global_zero else 0
         directory = run_directory(trainer)
         if directory is None:
-            raise RunInterrupted(None)
+            raise RunInterrupted(None, status)
         path = posixpath.join(directory, "interrupted.ckpt")
         trainer.save_checkpoint(path)
-        print(f"recis: stopped after step {trainer.global_step}; go on with --ckpt_path {path}", file=sys.stderr)
-        raise RunInterrupted(path)
+        if trainer.is_global_zero:
+            print(f"recis: stopped after step {trainer.global_step}; go on with --ckpt_path {path}", file=sys.stderr)
+        raise RunInterrupted(path, status)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handler()

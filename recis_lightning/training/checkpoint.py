@@ -23,7 +23,7 @@ import json
 import math
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,11 @@ import torch
 from torch import Tensor, nn
 
 import recis_lightning
+from recis_lightning.embedding.exchange import owned_shards
 from recis_lightning.schema import Adagrad, RowwiseAdagrad
 from recis_lightning.tables import DynamicTable, TableSlice, virtual_shard
-from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter
+from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter, Files
+from recis_lightning.training.ranks import Ranks
 from triton_ops.index import SHARDS
 
 PART_BYTES = 64 << 20  # rows that are in memory twice while they are written or read
@@ -52,8 +54,42 @@ def save_checkpoint(
     tables: Mapping[str, DynamicTable],
     part_bytes: int = PART_BYTES,
     files: Mapping[str, bytes] | None = None,  # to lie beside the others, by their names in the directory
+    ranks: Ranks | None = None,
 ) -> None:
-    """Write Lightning's ``checkpoint`` and the rows of ``tables`` into the directory ``path``, whole or not at all."""
+    """Write Lightning's ``checkpoint`` and the rows of ``tables`` into the directory ``path``, whole or not at all.
+
+    On several ranks all of them call it: rank 0 writes what is the same for all, each the rows that it owns.
+    """
+    ranks = ranks or Ranks()
+    path = ranks.broadcast(path)
+    shards = owned_shards(ranks.rank, ranks.world_size)
+    with_optimizer = "optimizer_states" in checkpoint
+    writer = DirectoryWriter(path)
+    common: dict[str, Any] = dict(files or {})
+    contents: dict[str, Any] = {}
+
+    def begin() -> None:
+        if ranks.rank == 0:
+            contents.update(_common_files(checkpoint, common))
+            writer.begin()
+
+    def write() -> tuple[Files, dict[str, Any]]:
+        for name in list(common) if ranks.rank == 0 else ():
+            writer.add(name, common.pop(name))
+        return writer.files, {
+            name: _describe(table) | {"parts": _save_table(writer, table, shards, with_optimizer, part_bytes)}
+            for name, table in tables.items()
+        }
+
+    ranks.together(begin)
+    written = ranks.together(write)
+    contents["tables"] = _joined_tables([saved for _, saved in written])
+    everything = {name: entry for own, _ in written for name, entry in own.items()}
+    ranks.together(lambda: writer.commit(contents, everything) if ranks.rank == 0 else None)
+
+
+def _common_files(checkpoint: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
+    """Put what all ranks have alike among ``files``, by name; returns what the manifest says of it."""
     rest = dict(checkpoint)
     dense, other = _split_state(rest.pop("state_dict"))
     contents = {
@@ -69,17 +105,23 @@ def save_checkpoint(
     rest["other_state"] = other
     trainer = io.BytesIO()
     torch.save(_loadable(rest, "checkpoint"), trainer)
-    with_optimizer = "optimizer_states" in checkpoint
-    writer = DirectoryWriter(path)
-    writer.add("dense.safetensors", safetensors.torch.save(dense))
-    writer.add("trainer.pt", trainer.getbuffer())
-    for name, data in (files or {}).items():
-        writer.add(name, data)
-    saved_tables = {
-        name: _describe(table) | {"parts": _save_table(writer, table, with_optimizer, part_bytes)}
-        for name, table in tables.items()
-    }
-    writer.commit(contents | {"tables": saved_tables})
+    files["dense.safetensors"], files["trainer.pt"] = safetensors.torch.save(dense), trainer.getbuffer()
+    return contents
+
+
+def _joined_tables(tables_of_ranks: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """What the manifest says of tables, by what each rank says of its share."""
+    joined = {}
+    for name, first in tables_of_ranks[0].items():
+        shares = [tables[name] for tables in tables_of_ranks]
+        joined[name] = dict(first) | {
+            "rows": sum(share["rows"] for share in shares),
+            "parts": [part for share in shares for part in share["parts"]],
+        }
+        if "policies" in first:
+            events = [share["policies"]["events"] for share in shares]
+            joined[name]["policies"] = first["policies"] | {"events": [sum(each) for each in zip(*events, strict=True)]}
+    return joined
 
 
 def _split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -110,11 +152,11 @@ def _describe(table: DynamicTable) -> dict[str, Any]:
 
 
 def _save_table(
-    writer: DirectoryWriter, table: DynamicTable, with_optimizer: bool, part_bytes: int
+    writer: DirectoryWriter, table: DynamicTable, shards: tuple[int, int], with_optimizer: bool, part_bytes: int
 ) -> list[dict[str, Any]]:
-    """Write a table part by part; each is as many virtual shards as fit ``part_bytes``."""
+    """Write the virtual shards of a table that are here part by part; each is as many as fit ``part_bytes``."""
     parts = []
-    for first, last in _shard_ranges(table, part_bytes):
+    for first, last in _shard_ranges(table, shards, part_bytes):
         rows = table.export(first, last)
         name = f"tables/{table.name}/{first:04d}-{last:04d}.safetensors"
         tensors = _as_tensors(rows, first, last, with_optimizer)
@@ -126,17 +168,18 @@ def _save_table(
     return parts
 
 
-def _shard_ranges(table: DynamicTable, part_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut [0, 4096) into equal ranges of about ``part_bytes``: ids spread evenly over virtual shards."""
+def _shard_ranges(table: DynamicTable, shards: tuple[int, int], part_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cut the virtual shards [first, last) into equal ranges of about ``part_bytes``: ids spread evenly over them."""
     empty = table.export(0, 0)
     tensors = (empty.ids, empty.weight, *empty.slots.values(), empty.last_step, empty.count)
     row_bytes = sum(tensor.itemsize * math.prod(tensor.shape[1:]) for tensor in tensors)
+    begin, end = shards
     parts = 1
-    while parts < SHARDS and len(table) * row_bytes > part_bytes * parts:
+    while parts < end - begin and len(table) * row_bytes > part_bytes * parts:
         parts *= 2
-    size = SHARDS // parts
-    for first in range(0, SHARDS, size):
-        yield first, first + size
+    size = max((end - begin) // parts, 1)
+    for first in range(begin, end, size):
+        yield first, min(first + size, end)
 
 
 def _as_tensors(rows: TableSlice, first: int, last: int, with_optimizer: bool) -> dict[str, Tensor]:
@@ -217,7 +260,9 @@ def load_table(
             table.load_admission(counted, first_shard, last_shard)
     table.step = saved["step"]
     if "policies" in saved:
-        table.load_policy_state(saved["policies"])
+        # What has happened to ids is counted once: by the rank that holds the first of them.
+        events = saved["policies"]["events"]
+        table.load_policy_state(saved["policies"] | {"events": events if first_shard == 0 else [0] * len(events)})
 
 
 def _table_mismatches(tables: Mapping[str, DynamicTable], saved: Mapping[str, Any]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A directory of checksummed files that appears whole or not at all: what checkpoints are made of.
 
-    writer = DirectoryWriter("run/epoch=1.ckpt")      # writes run/epoch=1.ckpt.tmp
+    writer = DirectoryWriter("run/epoch=1.ckpt")
+    writer.begin()                                    # makes run/epoch=1.ckpt.tmp; once, on whichever rank
     writer.add("dense.safetensors", data)
     writer.commit({"global_step": 100})               # manifest.json, fsync, rename
 
@@ -27,6 +28,10 @@ FORMAT, VERSION = "recis-lightning checkpoint", 1
 ASIDE, REPLACED = ".tmp", ".old"  # what a directory is called before it is committed, and once it has been replaced
 
 
+Files = dict[str, dict[str, Any]]
+"""By name in the directory: bytes, checksum, and rows where there are any."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used: which, why, and what to do."""
 
@@ -41,7 +46,10 @@ def _manifest_checksum(manifest: Mapping[str, Any]) -> str:
 
 
 class DirectoryWriter:
-    """Writes files aside and commits them together; see the module."""
+    """Writes files aside and commits them together; see the module.
+
+    Writers of several ranks may add to one directory, once one of them has begun it; one of them commits.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -49,7 +57,11 @@ class DirectoryWriter:
         self._root = root.rstrip("/")
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._folder = self._root + ASIDE if self._is_local else self._root
-        self._files: dict[str, dict[str, Any]] = {}
+        self.files: Files = {}
+        """What this writer has added, as the manifest describes it."""
+
+    def begin(self) -> None:
+        """Make room: remove what an earlier attempt has left. Before anything is added, by one writer alone."""
         _remove(self._fs, self._folder)
         self._fs.makedirs(self._folder, exist_ok=True)
 
@@ -59,7 +71,7 @@ class DirectoryWriter:
         self._fs.makedirs(posixpath.dirname(place), exist_ok=True)
         self._write(place, data)
         entry = {"bytes": len(data), "xxh3_64": _checksum(data)}
-        self._files[name] = entry if rows is None else entry | {"rows": rows}
+        self.files[name] = entry if rows is None else entry | {"rows": rows}
 
     def _write(self, place: str, data: bytes | memoryview) -> None:
         with self._fs.open(place, "wb") as file:
@@ -68,9 +80,12 @@ class DirectoryWriter:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def commit(self, contents: Mapping[str, Any]) -> None:
-        """Write the manifest, with ``contents`` in it, and let the directory appear under its name."""
-        manifest = {"format": FORMAT, "version": VERSION, **contents, "files": self._files}
+    def commit(self, contents: Mapping[str, Any], files: Files | None = None) -> None:
+        """Write the manifest, with ``contents`` in it, and let the directory appear under its name.
+
+        ``files`` are those that all writers of the directory have added; by default there is this one alone.
+        """
+        manifest = {"format": FORMAT, "version": VERSION, **contents, "files": files or self.files}
         manifest["checksum"] = _manifest_checksum(manifest)
         self._write(posixpath.join(self._folder, MANIFEST), json.dumps(manifest, indent=1).encode())
         if self._is_local:

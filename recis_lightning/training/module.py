@@ -8,7 +8,7 @@ B batch rows, N ids, D row width.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -96,7 +96,8 @@ class RecModule(LightningModule):
         self._backend = "inductor" if compile is True else compile
         self._compiled: tuple[CompiledFeatures, Compiled] | None = None
         self._rows = 1
-        self._callbacks = [CommitLoader(), EvictIds(), TableStatistics(), Throughput(), RunRecord(), SaveOnInterrupt()]
+        self._stop = SaveOnInterrupt()
+        self._callbacks = [CommitLoader(), EvictIds(), TableStatistics(), Throughput(), RunRecord(), self._stop]
         if schema.towers:
             self._callbacks.insert(1, TowerReport())
 
@@ -139,16 +140,34 @@ class RecModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._rows = batch.size
-        logits = self(batch)
-        losses = {}
+        targets = {}
         for task in self.schema.tasks:
             label_B, weight_B = targets_of(task, batch)
             check_targets(task, label_B, weight_B)
-            losses[task.name] = mean_loss(task, logits[task.name], label_B, weight_B)
+            targets[task.name] = label_B, weight_B
+        weights = self._weights_of_ranks([weight_B for _, weight_B in targets.values()])
+        logits = self(batch)
+        losses = {
+            task.name: mean_loss(task, logits[task.name], *targets[task.name], weight)
+            for task, weight in zip(self.schema.tasks, weights, strict=True)
+        }
         total = self._weighted_sum(losses)
         if self._is_logged():
             self._log_losses(total, losses)
         return total
+
+    def _weights_of_ranks(self, weights: Sequence[Tensor]) -> Tensor:
+        """What each task's losses are divided by: the weight of all ranks' rows, over the number of ranks.
+
+        Ranks also tell each other with it whether one of them has been asked to stop.
+        """
+        own = torch.stack([weight_B.double().sum() for weight_B in weights])
+        exchange = self.embedding.exchange
+        if exchange is None:
+            return own
+        *sums, stops = exchange.sum(torch.cat([own.cpu(), torch.tensor([float(self._stop.requested)]).double()]))
+        self._stop.agreed = bool(stops)
+        return torch.stack(sums).to(own.device) / exchange.world_size
 
     def _is_logged(self) -> bool:
         """Whether this batch's loss is logged: `log` costs as much as the forward of a small model."""
@@ -161,9 +180,9 @@ class RecModule(LightningModule):
         return torch.stack([task.weight * losses[task.name] for task in self.schema.tasks if task.name in losses]).sum()
 
     def _log_losses(self, total: Tensor, losses: Mapping[str, Tensor]) -> None:
-        self.log("train/loss", total, prog_bar=True)
+        self.log("train/loss", total, prog_bar=True, sync_dist=True)
         if len(losses) > 1:
-            self.log_dict({f"train/{name}/loss": loss for name, loss in losses.items()})
+            self.log_dict({f"train/{name}/loss": loss for name, loss in losses.items()}, sync_dist=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._measure("val", batch)
@@ -194,7 +213,7 @@ class RecModule(LightningModule):
                 losses[metrics.task.name] = values.pop("loss")
             self._log_task(stage, metrics.task.name, values, losses)
         if losses:
-            self.log(f"{stage}/loss", self._weighted_sum(losses), prog_bar=True, sync_dist=True)
+            self.log(f"{stage}/loss", self._weighted_sum(losses), prog_bar=True, sync_dist=True, batch_size=1)
 
     def _log_task(self, stage: str, task: str, values: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> None:
         place = stage
@@ -202,8 +221,9 @@ class RecModule(LightningModule):
             place = f"{stage}/{task}"
             values = {**values, **({"loss": losses[task]} if task in losses else {})}
         for name, value in values.items():
-            # Metrics are the same on all ranks as it is; sync_dist says so to Lightning, which asks for it.
-            self.log(f"{place}/{name}", value, prog_bar=name == "auc", sync_dist=True)
+            # Metrics are the same on all ranks as it is; sync_dist says so to Lightning, which asks for it, and they
+            # weigh the same: a rank without rows in the last batch would weigh nothing.
+            self.log(f"{place}/{name}", value, prog_bar=name == "auc", sync_dist=True, batch_size=1)
 
     def _metrics(self, stage: str) -> Iterator[TaskMetrics]:
         yield from cast(Iterable[TaskMetrics], self.metrics[stage])
@@ -244,7 +264,9 @@ class RecModule(LightningModule):
     def configure_optimizers(self) -> Any:
         groups: Any = parameter_groups(self, self.towers)  # an optimizer takes parameters or groups of them
         dense = self.dense_optimizer(groups) if groups else None
-        optimizer = CompositeOptimizer(dense, SparseOptimizer(self.embedding.groups))
+        exchange = self.embedding.exchange
+        sparse = SparseOptimizer(self.embedding.groups, exchange.sum if exchange is not None else None)
+        optimizer = CompositeOptimizer(dense, sparse)
         schedulers: list[dict[str, Any]] = []
         if self.lr_scheduler is not None:
             scheduler = self.lr_scheduler(optimizer)
@@ -288,7 +310,7 @@ class RecModule(LightningModule):
     def log(self, *args: Any, **options: Any) -> None:
         """As in Lightning, with the rows of the running batch as batch_size, which Lightning would guess wrong."""
         if options.get("batch_size") is None:
-            options["batch_size"] = self._rows
+            options["batch_size"] = max(self._rows, 1)  # of nothing Lightning can't take a mean
         super().log(*args, **options)
 
     def checkpoint_files(self) -> dict[str, bytes]:

@@ -38,14 +38,18 @@ def targets_of(task: Task, batch: Mapping[str, Tensor | Ragged]) -> tuple[Tensor
     return torch.where(weight_B != 0, label_B, 0), weight_B
 
 
-def mean_loss(task: Task, logits_B: Tensor, label_B: Tensor, weight_B: Tensor) -> Tensor:
-    """The mean loss of the rows that count: losses [1, 2, 9] with weights [1, 1, 0] -> 1.5; 0 where no row counts."""
+def mean_loss(task: Task, logits_B: Tensor, label_B: Tensor, weight_B: Tensor, total: Tensor | None = None) -> Tensor:
+    """The mean loss of the rows that count: losses [1, 2, 9] with weights [1, 1, 0] -> 1.5; 0 where no row counts.
+
+    ``total`` is the weight to divide by where that is not these rows' own: with several ranks, that of all their rows
+    over the number of ranks, so that the mean over ranks is the mean over rows.
+    """
     label_B, weight_B = label_B.to(logits_B), weight_B.to(logits_B)
     if task.loss == "bce":
         losses_B = F.binary_cross_entropy_with_logits(logits_B, label_B, reduction="none")
     else:
         losses_B = F.mse_loss(logits_B, label_B, reduction="none")
-    total = weight_B.sum()
+    total = weight_B.sum() if total is None else total.to(logits_B)
     return (losses_B * weight_B).sum() / torch.where(total > 0, total, 1)
 
 
@@ -113,8 +117,9 @@ class MeanLoss(Metric):
         self.total += loss.double() * weight.double()
         self.weight += weight.double()
 
-    def compute(self) -> Tensor:
-        return self.total / self.weight
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """The mean, nan where nothing has weight, and the weight of all."""
+        return self.total / self.weight, self.weight
 
 
 class TaskMetrics(nn.Module):
@@ -129,9 +134,8 @@ class TaskMetrics(nn.Module):
     def update(self, logits_B: Tensor, label_B: Tensor, weight_B: Tensor) -> None:
         """Take in the rows of a batch that count."""
         counts_B = weight_B != 0
+        # Without any, too: other ranks may have some, and all of them compute together.
         logits, label, weight = logits_B.detach()[counts_B], label_B[counts_B], weight_B[counts_B]
-        if not len(label):
-            return
         self.loss.update(mean_loss(self.task, logits.double(), label, weight), weight.double().sum())
         for metric in self._metrics().values():
             metric.update(logits, label, weight if self.task.sample_weight else None)
@@ -140,7 +144,9 @@ class TaskMetrics(nn.Module):
         """Values by name; nothing where no row has counted."""
         if not self.loss.update_called:
             return {}
-        return {"loss": self.loss.compute()} | {name: metric.compute() for name, metric in self._metrics().items()}
+        loss, weight = self.loss.compute()
+        values = {"loss": loss} | {name: metric.compute() for name, metric in self._metrics().items()}
+        return values if float(weight) > 0 else {}
 
     def reset(self) -> None:
         for metric in (self.loss, *self._metrics().values()):

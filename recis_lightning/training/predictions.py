@@ -52,7 +52,7 @@ class PredictionWriter(Callback):
         return self._path.with_name(f".{self._path.name}.unfinished")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        directory = run_directory(trainer)
+        directory = trainer.strategy.broadcast(run_directory(trainer))
         self._folder = (
             None if self.folder is None and directory is None else Path(self.folder or f"{directory}/predictions")
         )

@@ -1,15 +1,17 @@
 """The strategy `recis_sharded`: where a module's tables live, how they are saved, and how they come back.
 
-    Trainer(strategy="recis_sharded", accelerator="cpu", devices=1)
+    Trainer(strategy="recis_sharded", accelerator="cpu", devices=2)
 
-The dense part is trained as under DDP, which it subclasses; tables are neither parameters nor buffers, so that nothing
-of Lightning or DDP copies, moves or overwrites them. One process on a CPU is what tables exist for as yet; anything
-else is refused when the Trainer is made.
+Each rank holds the rows of a range of virtual shards, and the others fetch them (see `embedding.exchange`). The dense
+part is trained as under DDP, which it subclasses; tables are neither parameters nor buffers, so that nothing of
+Lightning or DDP copies, moves or overwrites them. Tables exist on CPUs as yet; another accelerator is refused when the
+Trainer is made.
 """
 
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -19,10 +21,13 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recis_lightning.embedding.exchange import Exchange, owned_shards
+from recis_lightning.embedding.wire import PRECISIONS
+from recis_lightning.embedding.wire import Precision as TravelPrecision
 from recis_lightning.ragged import Batch
 from recis_lightning.tables import DynamicTable
 from recis_lightning.training.callbacks import CommitLoader, EvictIds
@@ -37,30 +42,58 @@ from recis_lightning.training.checkpoint import (
     set_random_state,
 )
 from recis_lightning.training.files import remove_directory
+from recis_lightning.training.ranks import Ranks, connect
 
 
 class ShardedStrategy(DDPStrategy):
-    """Trains hash-table embeddings beside a dense part, and saves both as a directory (see `training.checkpoint`).
+    """Trains hash-table embeddings, shared by all ranks, beside a dense part that each rank has a copy of.
 
-    Options are those of `DDPStrategy`. Raises MisconfigurationException for more than one process, or a device that is
-    no CPU.
+    Ranks are processes: ``devices`` times ``num_nodes`` of the Trainer, which starts them, or those that torchrun or
+    SLURM have started. Both parts are saved as one directory (see `training.checkpoint`), whose rows come back on any
+    number of ranks. Other options are those of `DDPStrategy`. Raises MisconfigurationException for a device that is no
+    CPU.
     """
 
     strategy_name = "recis_sharded"
 
-    def __init__(self, **ddp_options: Any) -> None:
+    def __init__(
+        self, rows_as: TravelPrecision = "full", grads_as: TravelPrecision = "full", **ddp_options: Any
+    ) -> None:
+        """
+        Args:
+            rows_as: In which precision rows travel between ranks: full (that of their table), bf16 or fp16.
+            grads_as: In which precision their gradients do.
+            ddp_options: Options of `DDPStrategy`, among them ``timeout``: how long a rank waits for the others.
+        """
         super().__init__(**ddp_options)
+        for name, precision in (("rows_as", rows_as), ("grads_as", grads_as)):
+            if precision not in PRECISIONS:
+                raise MisconfigurationException(
+                    f"recis_sharded: {name} is {precision!r}, need one of {', '.join(PRECISIONS)}"
+                )
         self.seconds_saving = 0.0
         """Wall time spent in checkpoints so far, which is no time of training."""
+        self.ranks = Ranks()
+        """The processes of this run; one until they are connected."""
+        self._travel = {"rows_as": rows_as, "grads_as": grads_as}
         self._owns_process_group = False
+        self._store: dist.Store | None = None
+        self._rows_group: Any = None
         self._random_state: dict[str, Any] | None = None
 
-    # ------------------------------------------------------------------------------------------------- one process
+    # --------------------------------------------------------------------------------------------------------- ranks
 
     def _configure_launcher(self) -> None:
         self._refuse_other_places()
-        # Without a launcher Lightning runs here and now, and accepts notebooks, where it refuses subclasses of DDP.
-        self._launcher = None
+        if self._processes > 1:
+            super()._configure_launcher()
+        else:
+            # Without a launcher Lightning runs here and now, and accepts notebooks, where it refuses subclasses of DDP.
+            self._launcher = None
+
+    @property
+    def _processes(self) -> int:
+        return max(self.num_nodes * self.num_processes, self.world_size)
 
     def _refuse_other_places(self) -> None:
         devices = {device.type for device in self.parallel_devices or ()}
@@ -69,12 +102,6 @@ class ShardedStrategy(DDPStrategy):
                 f"recis_sharded: tables exist on CPUs only as yet, the accelerator is {', '.join(sorted(devices))}; "
                 "write Trainer(accelerator='cpu', devices=1), in a recipe trainer: {accelerator: cpu, devices: 1}"
             )
-        processes = max(self.num_nodes * self.num_processes, self.world_size)
-        if processes > 1:
-            raise MisconfigurationException(
-                f"recis_sharded: tables exist on one process only as yet, and {processes} were asked for; "
-                "write Trainer(devices=1, num_nodes=1), in a recipe trainer: {devices: 1}"
-            )
 
     def setup_distributed(self) -> None:
         reset_seed()
@@ -82,18 +109,48 @@ class ShardedStrategy(DDPStrategy):
         self._process_group_backend = "gloo"
         if not dist.is_initialized():
             hook = sys.excepthook
-            # A store in memory: no port that may be taken, no address, no environment variable.
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=self._timeout)
+            if self._processes == 1:
+                # A store in memory: no port that may be taken, no address, no environment variable.
+                dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=self._timeout)
+                self._owns_process_group = True
+            else:
+                assert self.cluster_environment is not None
+                self._store = connect(self.cluster_environment, self._process_group_backend, self._timeout)
             sys.excepthook = hook  # torch's own puts "[rank0]: " before each line, once more for each group
-            self._owns_process_group = True
-        elif dist.get_world_size() > 1:
+        if dist.get_world_size() != self._processes:
             raise MisconfigurationException(
-                f"recis_sharded: a process group of {dist.get_world_size()} ranks is set up in this process; "
-                "tables exist on one process only as yet"
+                f"recis_sharded: a process group of {dist.get_world_size()} ranks is set up in this process, and the "
+                f"Trainer asks for {self._processes}; set devices and num_nodes to what the launcher started"
             )
+        if self._processes > 1 and self.ranks.world_size == 1:
+            # Groups of their own: what ranks say of paths and failures waits for no batch, and rows wait for no dense
+            # gradient, which DDP sends from hooks in an order that is not that of the exchange.
+            timeout = self._timeout or timedelta(minutes=30)
+            self.ranks = Ranks(dist.new_group(backend="gloo", timeout=timeout), self._store)
+            self._rows_group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def _share_tables(self) -> None:
+        """Let each rank hold its share of the tables, and fetch from the others."""
+        embedding: Any = getattr(self.lightning_module, "embedding", None)
+        if embedding is not None and self.ranks.world_size > 1:
+            embedding.shard(Exchange(self._rows_group, **self._travel))
+
+    def _agree_on_versions(self, trainer: Trainer) -> None:
+        """Let loggers number the run alike: each rank would look for a free number, and find those of others."""
+        for logger in trainer.loggers:
+            if hasattr(logger, "_version"):
+                logger._version = self.ranks.broadcast(logger.version)
 
     def configure_ddp(self) -> None:
-        """Leave the module unwrapped: one rank has no gradients to share."""
+        """Wrap the module where there is another rank to share gradients with, and any to share."""
+        assert self.model is not None
+        if self.ranks.world_size > 1 and any(parameter.requires_grad for parameter in self.model.parameters()):
+            super().configure_ddp()
+
+    def on_exception(self, exception: BaseException) -> None:
+        super().on_exception(exception)
+        if isinstance(exception, Exception):
+            self.ranks.tell_failure(exception)
 
     def teardown(self) -> None:
         super().teardown()
@@ -124,6 +181,11 @@ class ShardedStrategy(DDPStrategy):
         # evictions are to be over.
         first = (CommitLoader, EvictIds)
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, first))  # type: ignore[attr-defined]
+        self._agree_on_versions(trainer)
+        self._share_tables()
+        # Lightning would ask rank 0 before every batch whether a signal has come; `SaveOnInterrupt` asks all ranks with
+        # what they tell each other of a batch anyway.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         super().setup(trainer)
 
     def on_train_start(self) -> None:
@@ -154,10 +216,22 @@ class ShardedStrategy(DDPStrategy):
         if storage_options is not None:
             raise TypeError("recis_sharded takes no storage_options; configure fsspec for the URL's protocol")
         started = time.monotonic()
+        self._refuse_lonely_save(filepath)
         self._warn_within_accumulation(filepath)
         files: dict[str, bytes] = getattr(self.lightning_module, "checkpoint_files", dict)()
-        save_checkpoint(checkpoint | {"random_state": random_state()}, str(filepath), self._tables, files=files)
+        states = self.ranks.gather(random_state())
+        save_checkpoint(
+            checkpoint | {"random_states": states}, str(filepath), self._tables, files=files, ranks=self.ranks
+        )
         self.seconds_saving += time.monotonic() - started
+
+    def _refuse_lonely_save(self, filepath: _PATH) -> None:
+        """All ranks save together; one that is about to end with an error would wait for the others without end."""
+        if self.ranks.world_size > 1 and self._trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise MisconfigurationException(
+                f"{filepath} is not saved: rank {self.ranks.rank} of {self.ranks.world_size} has failed, and all ranks "
+                "have to save together; go on from the last checkpoint, and leave out save_on_exception"
+            )
 
     @property
     def _tables(self) -> Mapping[str, DynamicTable]:
@@ -179,17 +253,20 @@ class ShardedStrategy(DDPStrategy):
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
         # weights_only is None on the way that restores after set-up; nothing in our files needs it to be False.
         checkpoint = load_checkpoint(str(checkpoint_path))
-        if self._trainer.state.fn == TrainerFn.FITTING:
-            self._random_state = checkpoint.get("random_state")
+        states = checkpoint.get("random_states")
+        if self._trainer.state.fn == TrainerFn.FITTING and states:
+            # Ranks that the saved run did not have draw as its first one did.
+            self._random_state = states[self.ranks.rank if self.ranks.rank < len(states) else 0]
         return checkpoint
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         load_dense(self.lightning_module, checkpoint, strict)
-        load_tables(self._tables, checkpoint[READER])
+        load_tables(self._tables, checkpoint[READER], *owned_shards(self.ranks.rank, self.ranks.world_size))
 
     def remove_checkpoint(self, filepath: _PATH) -> None:
-        remove_directory(str(filepath))
+        if self.is_global_zero:
+            remove_directory(str(filepath))
 
 
 def _keep_batches(precision: Precision) -> None:

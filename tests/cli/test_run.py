@@ -92,11 +92,10 @@ ROOT = Path(__file__).parents[2]
 
 def in_new_process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs `recis` in `folder`; as the console script does, without that folder among the places of modules."""
-    program = "import sys; from recis_lightning.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-P", "-W", "ignore", "-c", program, *arguments]
+    command = [sys.executable, "-P", "-W", "ignore", "-m", "recis_lightning", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, cwd=folder, env=environment
+        command, capture_output=True, text=True, timeout=120, check=False, cwd=folder, env=environment
     )
 
 
@@ -243,3 +242,39 @@ def test_the_bar_of_the_command_can_be_replaced_and_turned_off(
         printed = capsys.readouterr().out
         assert shown in printed
         assert bool(shown) == ("Epoch" in printed)
+
+
+# ------------------------------------------------------------------------------------------------------ several ranks
+
+
+def test_two_ranks_train_as_one_does(recipe: Callable[..., str], tmp_path: Path) -> None:
+    config = recipe(trainer__max_epochs=1)
+    assert main(["fit", "--config", config]) == 0
+    two = in_new_process("fit", "--config", config, "--trainer.devices", "2", folder=tmp_path)
+    assert two.returncode == 0, two.stderr
+    one, both = (metrics_of(run_dir(tmp_path, number)) for number in (0, 1))
+    assert both["exchange/bytes"] > 0
+    assert both["val/auc"] == pytest.approx(one["val/auc"], abs=0.05)  # ranks draw dropout for other rows
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["version_0", "version_1"]
+    checkpoint = str(checkpoint_of(run_dir(tmp_path, 1)))
+    assert main(["validate", "--config", config, "--ckpt_path", checkpoint]) == 0
+    assert metrics_of(run_dir(tmp_path, 2))["val/auc"] == pytest.approx(both["val/auc"], abs=1e-6)
+
+
+@pytest.mark.trap
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("fail", "ValueError: row 7 is broken"),
+        ("save", "rank 1 of 2 has failed, and all ranks have to save together"),
+    ],
+)
+def test_the_error_of_one_rank_ends_all_and_is_shown(
+    kind: str, message: str, recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    fail = {"class_path": "tests.training.helpers.OnRank", "init_args": {"rank": 1, "batch": 3, "kind": kind}}
+    config = recipe(trainer__callbacks=[fail], trainer__devices=2)
+    ran = in_new_process("fit", "--config", config)
+    assert ran.returncode != 0
+    assert message in ran.stderr
+    assert "The first failure was that of rank 1: " in ran.stderr

@@ -151,12 +151,22 @@ def test_codecs_do_not_widen_what_travels() -> None:
         codec_of("int8")  # type: ignore[arg-type]
 
 
-def test_tables_that_hold_rows_are_not_shared() -> None:
-    collection = EmbeddingCollection(make_schema(), seed=0, max_rows=1000)
-    collection.tables["t"].find_or_insert(torch.tensor([1]))
-    with pytest.raises(RuntimeError, match="tables t hold rows"):
-        collection.shard(_NoExchange())  # type: ignore[arg-type]
+class OneOfThree:
+    rank, world_size = 1, 3
 
 
-class _NoExchange:
-    world_size = 2
+def test_of_rows_that_tables_hold_a_rank_keeps_its_own() -> None:
+    schema = make_schema(admission="counter")
+    whole, shared = (EmbeddingCollection(schema, seed=0, max_rows=10_000) for _ in range(2))
+    ids = torch.arange(-500, 500)
+    for collection in (whole, shared):
+        collection.tables["t"].find_or_insert(ids)
+        group = collection.tables["t"].group
+        number = torch.tensor([collection.tables["t"].number])
+        group.lookup(torch.arange(1000, 1300), torch.tensor([0, 300]), number, insert=True)
+    shared.shard(OneOfThree())  # type: ignore[arg-type]
+    assert torch.equal(shared.tables["t"].export().ids, whole.tables["t"].export(*owned_shards(1, 3)).ids)
+    assert 0 < len(shared.tables["t"]) < len(ids)
+    waiting = shared.tables["t"].export_admission()["ids"]
+    assert torch.equal(waiting, whole.tables["t"].export_admission(*owned_shards(1, 3))["ids"])
+    assert shared.tables["t"].stats()["evicted"] == 0

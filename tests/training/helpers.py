@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 
 from recis_lightning.ragged import Batch, Ragged
@@ -147,6 +148,24 @@ class InterruptAt(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.fit_loop.total_batch_idx == self.batch:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class OnRank(Callback):
+    """Does something to one rank when it starts a batch."""
+
+    def __init__(self, rank: int, batch: int, kind: str) -> None:
+        self.rank, self.batch, self.kind = rank, batch, kind
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank != self.rank or trainer.fit_loop.total_batch_idx != self.batch:
+            return
+        if self.kind == "sigterm":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self.kind == "save":
+            trainer.state.status = TrainerStatus.INTERRUPTED
+            trainer.save_checkpoint("lonely.ckpt")
+        else:
+            raise ValueError("row 7 is broken")
 
 
 def make_trainer(root: Any, *callbacks: Callback, **options: Any) -> Trainer:

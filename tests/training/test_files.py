@@ -11,6 +11,7 @@ DENSE, ROWS = b"dense" * 100, b"rows" * 1000
 
 def write(path: str, dense: bytes = DENSE) -> None:
     writer = DirectoryWriter(path)
+    writer.begin()
     writer.add("dense.safetensors", dense)
     writer.add("tables/c1/0000-4096.safetensors", ROWS, rows=1000)
     writer.commit({"global_step": 7})
@@ -31,6 +32,7 @@ def test_files_come_back_as_they_were_written(root: str, tmp_path: Path) -> None
 
 def test_nothing_appears_under_the_name_before_the_commit(tmp_path: Path) -> None:
     writer = DirectoryWriter(str(tmp_path / "x.ckpt"))
+    writer.begin()
     writer.add("dense.safetensors", DENSE)
     assert not (tmp_path / "x.ckpt").exists()
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
@@ -38,10 +40,22 @@ def test_nothing_appears_under_the_name_before_the_commit(tmp_path: Path) -> Non
 
 
 def test_what_an_interrupted_write_left_is_not_in_the_next_one(tmp_path: Path) -> None:
-    DirectoryWriter(str(tmp_path / "x.ckpt")).add("left.over", b"1")
+    left = DirectoryWriter(str(tmp_path / "x.ckpt"))
+    left.begin()
+    left.add("left.over", b"1")
     write(str(tmp_path / "x.ckpt"))
     assert sorted(os.listdir(tmp_path / "x.ckpt")) == ["dense.safetensors", "manifest.json", "tables"]
     assert os.listdir(tmp_path) == ["x.ckpt"]
+
+
+def test_writers_of_several_ranks_add_to_one_directory(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.ckpt")
+    first, second = DirectoryWriter(path), DirectoryWriter(path)
+    first.begin()
+    first.add("dense.safetensors", DENSE)
+    second.add("tables/c1/2048-4096.safetensors", ROWS, rows=1000)
+    first.commit({}, first.files | second.files)
+    assert DirectoryReader(path).read("tables/c1/2048-4096.safetensors") == ROWS
 
 
 def test_a_checkpoint_is_replaced_by_one_of_the_same_name(tmp_path: Path) -> None:

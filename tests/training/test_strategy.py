@@ -47,20 +47,24 @@ def test_no_launcher_so_that_notebooks_are_accepted(tmp_path: Path, monkeypatch:
     trainer.fit(make_module(), MemoryLoader(2))
 
 
-def test_more_than_one_process_is_refused_when_the_trainer_is_made(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match=r"one process only as yet, and 2 were asked for.*devices=1"):
-        make_trainer(tmp_path, devices=2)
-    with pytest.raises(MisconfigurationException, match="and 3 were asked for"):
-        make_trainer(tmp_path, num_nodes=3)
-
-
-def test_a_world_that_a_launcher_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.trap
+def test_several_processes_are_launched_and_those_of_torchrun_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = make_trainer(tmp_path, devices=2).strategy.launcher
+    assert type(launcher).__name__ == "_SubprocessScriptLauncher"
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "GROUP_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(MisconfigurationException, match="2 were asked for"):
-        make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, devices=2)
+    assert trainer.strategy.cluster_environment.creates_processes_externally
+    assert trainer.world_size == 2
+
+
+def test_a_precision_that_no_row_travels_in_is_refused() -> None:
+    with pytest.raises(MisconfigurationException, match="grads_as is 'int8', need one of full, bf16, fp16"):
+        ShardedStrategy(grads_as="int8")  # type: ignore[arg-type]
 
 
 def test_other_accelerators_are_refused() -> None:

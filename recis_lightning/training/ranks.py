@@ -1,0 +1,107 @@
+"""The processes of a run, as far as they have to agree: on a path, on whether all went well, on who failed first."""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import ClusterEnvironment
+
+T = TypeVar("T")
+
+FAILURE = "recis/failure"  # under which the store holds what the first rank that failed said
+PATIENCE = 3.0  # seconds that a rank whose peers have gone waits for one of them to say why
+
+
+class RanksError(RuntimeError):
+    """Something failed on another rank; the message says which, and what it said."""
+
+
+class Ranks:
+    """Rank ``rank`` of ``world_size``, which talk over a process group on CPUs; on one rank everything is immediate."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None, store: dist.Store | None = None) -> None:
+        self._group, self._store = group, store
+        self.rank = dist.get_rank(group) if group is not None else 0
+        self.world_size = dist.get_world_size(group) if group is not None else 1
+
+    def gather(self, value: T) -> list[T]:
+        """What each rank gave, on every rank; plain values, whose size is no matter."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """What rank 0 gave."""
+        if self._group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Do something on each rank; what each got, or RanksError on all ranks where one of them failed.
+
+        For actions that one rank may fail at while the others would wait for it: writing files. The rank that failed
+        raises its own error.
+        """
+        error, result = None, None
+        try:
+            result = action()
+        except Exception as caught:
+            error = caught
+        outcomes = self.gather((None if error is None else f"{type(error).__name__}: {error}", result))
+        if error is not None:
+            raise error
+        for rank, (failure, _) in enumerate(outcomes):
+            if failure is not None:
+                raise RanksError(f"rank {rank} of {self.world_size} failed: {failure}")
+        return [value for _, value in outcomes]  # type: ignore[misc]
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Leave word of a failure for the other ranks, where none has done so before; else add theirs to ``error``.
+
+        A rank that fails closes its connections, and the others see no more than that. So the first one's error is
+        added to what they raise.
+        """
+        if self._store is None:
+            return
+        own = f"rank {self.rank}: {type(error).__name__}: {error}"
+        try:
+            first = self._first_failure(own, wait=_is_of_connections(error))
+        except RuntimeError:  # the store went with its rank
+            return
+        if first is not None and first != own:
+            error.add_note(f"The first failure was that of {first}")
+
+    def _first_failure(self, own: str, wait: bool) -> str | None:
+        assert self._store is not None
+        deadline = time.monotonic() + (PATIENCE if wait else 0.0)
+        while wait and time.monotonic() < deadline and not self._store.check([FAILURE]):
+            time.sleep(0.05)
+        if wait and not self._store.check([FAILURE]):
+            return None
+        return self._store.compare_set(FAILURE, "", own).decode()
+
+
+def _is_of_connections(error: BaseException) -> bool:
+    """Whether an error says only that another rank is gone."""
+    words = ("connection", "peer", "gloo", "timed out", "nccl")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def connect(environment: ClusterEnvironment, backend: str, timeout: timedelta | None) -> dist.Store:
+    """Set up the default process group, as Lightning would, and keep the store that it met over."""
+    os.environ["MASTER_ADDR"] = environment.main_address
+    os.environ["MASTER_PORT"] = str(environment.main_port)
+    rank, world_size = environment.global_rank(), environment.world_size()
+    options = {} if timeout is None else {"timeout": timeout}
+    store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, **options))
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("default", store), rank=rank, world_size=world_size, timeout=timeout
+    )
+    return store

@@ -270,7 +270,8 @@ def test_a_round_trip_gives_an_equal_schema(optimizer, initializer, dim, names):
         (with_items("tasks", {"label": "label"}), "tasks[1]: 'name' is missing"),
         (
             with_items("columns", {"name": "x", "dtype": "int46"}),
-            "column 'x'.dtype is 'int46', need one of int8, int16, int32, int64, float32, float64, bool, string",
+            "column 'x'.dtype is 'int46', need one of int8, int16, int32, int64, float32, float64, bool, string, "
+            "timestamp, decimal, binary",
         ),
         (with_items("columns", {"name": 7, "dtype": "int64"}), "column '7'.name is 7, need a name"),
         (with_items("columns", {"name": "", "dtype": "int64"}), "columns[5].name is '', need a name"),
@@ -280,7 +281,8 @@ def test_a_round_trip_gives_an_equal_schema(optimizer, initializer, dim, names):
         ),
         (
             with_items("columns", {"name": "x", "dtype": "int64", "default": "0"}),
-            "column 'x'.default is '0', need a finite number or an integer or nothing",
+            "column 'x'.default is '0', need a finite number or an integer or a tuple (a list in YAML), "
+            "each a finite number or nothing",
         ),
         (
             with_items("features", {"name": "c1_again", "column": "c1", "table": "c1", "transforms": {"kind": "clip"}}),
@@ -369,7 +371,8 @@ def test_python_declarations_are_checked_as_yaml_is():
             features=(Feature(name="x", table="t", transforms=(Modulo(divisor=0.5),)),),  # type: ignore[arg-type]
         )
     assert caught.value.problems == (
-        "column 'x'.dtype is 'int46', need one of int8, int16, int32, int64, float32, float64, bool, string",
+        "column 'x'.dtype is 'int46', need one of int8, int16, int32, int64, float32, float64, bool, string, "
+        "timestamp, decimal, binary",
         "column 'y' is {'name': 'y'}, need a Column; Schema.from_dict reads plain mappings",
         "feature 'x'.transforms[0].divisor is 0.5, need an integer",
         "table 't'.optimizer.lr is None, need a finite number",
@@ -605,7 +608,8 @@ def test_one_message_holds_mistakes_of_reading_and_of_reference_alike():
         "  - column 'odd': 'dtype' is missing",
         "  - feature 'c': unknown option 'poling'; did you mean 'pooling'?",
         "  - task 'cvr': 'label' is missing",
-        "  - column 'broken'.dtype is 'int46', need one of int8, int16, int32, int64, float32, float64, bool, string",
+        "  - column 'broken'.dtype is 'int46', need one of int8, int16, int32, int64, float32, float64, bool, string, "
+        "timestamp, decimal, binary",
         "  - table 'c{1..2}'.dim is '4', need an integer",
         "  - feature 'b' looks up table 'wrods', which is not declared; did you mean 'words'?",
         "  - feature 'd' reads column 'prise', which is not declared; did you mean 'price'?",

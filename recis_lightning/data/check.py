@@ -1,11 +1,12 @@
 """Does a schema fit the files? Asked of every file's tail before training, all mistakes in one error."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
 from recis_lightning.data.manifest import Manifest, OrcFile
+from recis_lightning.data.sources import KEY, VALUE, file_column, follow_type
 from recis_lightning.schema import Column, did_you_mean
 
 _TYPES: dict[str, pa.DataType] = {
@@ -17,6 +18,7 @@ _TYPES: dict[str, pa.DataType] = {
     "float32": pa.float32(),
     "float64": pa.float64(),
     "string": pa.string(),
+    "binary": pa.binary(),
 }
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
@@ -24,25 +26,60 @@ _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 def find_mismatches(manifest: Manifest, columns: Sequence[Column]) -> Iterator[str]:
     """Every column that is missing in some file, or not stored as declared; one message for each kind of mistake."""
     for column in columns:
-        wrong: dict[pa.DataType | None, list[OrcFile]] = defaultdict(list)
+        wrong: dict[str, list[OrcFile]] = defaultdict(list)
         for file in manifest.files:
-            found = file.columns.get(column.name)
-            if found != _stored_type(column):
-                wrong[found].append(file)
-        for found, files in wrong.items():
-            where = _describe_files(files, len(manifest.files))
-            if found is None:
-                yield f"column '{column.name}' is missing in {where}{did_you_mean(column.name, files[0].columns)}"
-            else:
-                yield (
-                    f"column '{column.name}' is {_describe_type(found)} in {where}, "
-                    f"need {_describe(column)} as declared; {_advise(column, found)}"
-                )
+            problem = _find_mismatch(file.columns, column)
+            if problem is not None:
+                wrong[problem].append(file)
+        for problem, files in wrong.items():
+            hint = did_you_mean(file_column(column, files[0].columns)[0], files[0].columns)
+            where = f"in {_describe_files(files, len(manifest.files))}"
+            yield problem.replace(_WHERE, where).replace(_HINT, hint)
 
 
-def _stored_type(column: Column) -> pa.DataType:
-    dtype = _TYPES[column.dtype]
-    return dtype if column.layout == "scalar" else pa.list_(dtype)
+_WHERE, _HINT = "<where>", "<hint>"  # put in once it is known which files share a problem
+
+
+def _find_mismatch(types: Mapping[str, pa.DataType], column: Column) -> str | None:
+    """What is wrong with one column in files of these types."""
+    name, parts = file_column(column, types)
+    if name not in types:
+        wanted = f"column '{name}'" + (f" (source of '{column.name}')" if name != column.name else "")
+        return f"{wanted} is missing {_WHERE}{_HINT}"
+    found = follow_type(types[name], parts)
+    if found is None:
+        return (
+            f"column '{column.name}': source '{column.source}' leads nowhere {_WHERE}, where '{name}' is "
+            f"{_describe_type(types[name])}; name a field of a struct, or key or value of a map or of pairs"
+        )
+    if _is_stored_as(found, column):
+        return None
+    return (
+        f"column '{column.name}' is {_describe_type(found)} {_WHERE}, "
+        f"need {_describe(column)} as declared; {_advise(column, found)}"
+    )
+
+
+def _stored_levels(column: Column) -> int:
+    """How many lists are around a value in the file."""
+    if column.layout == "scalar" or column.split is not None:
+        return 0
+    return column.levels if column.layout == "nested_list" else 1
+
+
+def _is_stored_as(found: pa.DataType, column: Column) -> bool:
+    for _ in range(_stored_levels(column)):
+        if not pa.types.is_list(found):
+            return False
+        found = found.value_type
+    return _type_name(found) == column.dtype
+
+
+def _type_name(dtype: pa.DataType) -> str | None:
+    """What a schema calls a type; None where it has no name for it."""
+    if pa.types.is_timestamp(dtype) or pa.types.is_date(dtype):
+        return "timestamp"
+    return "decimal" if pa.types.is_decimal(dtype) else _NAMES.get(dtype)
 
 
 def _describe_files(files: Sequence[OrcFile], total: int) -> str:
@@ -52,7 +89,7 @@ def _describe_files(files: Sequence[OrcFile], total: int) -> str:
 
 
 def _describe(column: Column) -> str:
-    return column.dtype if column.layout == "scalar" else f"a list of {column.dtype}"
+    return "a list of " * _stored_levels(column) + column.dtype
 
 
 def _describe_type(found: pa.DataType) -> str:
@@ -63,13 +100,27 @@ def _describe_type(found: pa.DataType) -> str:
 
 def _advise(column: Column, found: pa.DataType) -> str:
     """What to write into the schema, where it can be read at all."""
-    is_list = pa.types.is_list(found)
-    dtype = _NAMES.get(found.value_type if is_list else found)
+    levels = 0
+    while pa.types.is_list(found):
+        found, levels = found.value_type, levels + 1
+    dtype = _type_name(found)
     if dtype is None:
+        parts = [KEY, VALUE] if pa.types.is_map(found) else [field.name for field in _fields(found)]
+        if parts:
+            return f"declare a column of one of its parts, such as source: {column.source or column.name}.{parts[0]}"
         return "this type can't be read; store the column otherwise"
     changes = [] if dtype == column.dtype else [f"dtype: {dtype}"]
-    if is_list and column.layout == "scalar":
-        changes.append("layout: list (or optional_list where a row has one value at most)")
-    if not is_list and column.layout != "scalar":
-        changes.append("layout: scalar")
+    if dtype != column.dtype and "timestamp" in (dtype, column.dtype):
+        changes.append("unit: s" if dtype == "timestamp" else "no unit")
+    if levels != _stored_levels(column):
+        more = f"layout: nested_list (of {levels} levels)"
+        changes.append(
+            ["layout: scalar", "layout: list (or optional_list where a row has one value at most)", more][
+                min(levels, 2)
+            ]
+        )
     return f"declare {' and '.join(changes)}, or write the files again"
+
+
+def _fields(dtype: pa.DataType) -> list[pa.Field]:
+    return [dtype.field(index) for index in range(dtype.num_fields)] if pa.types.is_struct(dtype) else []

@@ -1,7 +1,9 @@
 """Which columns a loader reads, in what form a batch carries them, and how Arrow's arrays become what packing takes."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.sources import cut, extract, file_column, flatten
 from recis_lightning.data.tokens import tokenizer_of
 from recis_lightning.schema import Column, Schema
 from triton_ops.hash_bytes.op import hash_bytes
@@ -29,6 +32,10 @@ class Selection:
     """Ragged int64."""
     float_lists: tuple[Column, ...]
     """Ragged float32."""
+    byte_lists: tuple[Column, ...]
+    """Ragged uint8."""
+    vectors: tuple[Column, ...]
+    """float32 [B, dim]."""
     weights: tuple[tuple[str, str], ...]
     """Columns of ids and of their weights, which must be equally long in every row."""
     roles: dict[str, str]
@@ -54,7 +61,9 @@ class Selection:
             return tuple(
                 column
                 for column in columns
-                if (column.layout == "list" or column.tokenizer is not None or column.name in as_lists) == lists
+                if (column.has_rows or column.name in as_lists) == lists
+                and column.dtype != "binary"
+                and column.layout != "vector"
                 and schema.is_id_column(column.name) == ids
             )
 
@@ -63,20 +72,42 @@ class Selection:
             dense=of_form(lists=False, ids=False),
             id_lists=of_form(lists=True, ids=True),
             float_lists=of_form(lists=True, ids=False),
+            byte_lists=tuple(column for column in columns if column.dtype == "binary"),
+            vectors=tuple(column for column in columns if column.layout == "vector"),
             weights=tuple(dict.fromkeys(pairs)),
             roles=_roles(schema),
         )
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        return self.ids + self.dense + self.id_lists + self.float_lists
+        return self.ids + self.dense + self.id_lists + self.float_lists + self.byte_lists + self.vectors
 
     @property
     def names(self) -> list[str]:
         return [column.name for column in self.columns]
 
+    def file_columns(self, names: Mapping[str, object]) -> list[str]:
+        """The columns to read of a file that has columns of these names, each once."""
+        return list(dict.fromkeys(file_column(column, names)[0] for column in self.columns))
+
+    @cached_property
+    def levels(self) -> tuple[Column, ...]:
+        """Lists that stand for the inner levels of nested ones: the lengths of their lists, row by row."""
+        nested = [column for column in self.id_lists + self.float_lists if column.layout == "nested_list"]
+        return tuple(level for column in nested for level in levels_of(column))
+
+    @property
+    def word_lists(self) -> tuple[Column, ...]:
+        """All that is packed as lists of int64."""
+        return self.id_lists + self.levels
+
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
+
+
+def levels_of(column: Column) -> list[Column]:
+    """Stand-ins for the inner levels of a nested column, outermost first."""
+    return [Column(name=f"{column.name}[{level}]", dtype="int64", layout="list") for level in range(1, column.levels)]
 
 
 def _roles(schema: Schema) -> dict[str, str]:
@@ -95,6 +126,31 @@ def _roles(schema: Schema) -> dict[str, str]:
             if name:
                 roles[name] = f"the {role} of task '{task.name}'"
     return roles
+
+
+def filler_of(column: Column) -> float | None:
+    """What stands for a missing number; a vector's default of several numbers stands for whole rows alone."""
+    return None if isinstance(column.default, tuple) else column.default
+
+
+def extract_columns(batch: pa.RecordBatch, selection: Selection) -> pa.RecordBatch:
+    """A stripe's columns as they are declared: parts of structs, pairs and maps found, times counted, nothing cut."""
+    arrays = [extract(batch, column) for column in selection.columns]
+    return pa.RecordBatch.from_arrays(arrays, selection.names)
+
+
+def cut_columns(batch: pa.RecordBatch, selection: Selection) -> pa.RecordBatch:
+    """Lists cut to their lengths, and nested ones flattened, their levels beside them."""
+    arrays: dict[str, pa.Array] = {}
+    for column in selection.columns:
+        array = batch.column(column.name)
+        if column.max_length is not None and column.tokenizer is None:
+            array = cut(array, column.max_length, column.keep)
+        if column.layout == "nested_list":
+            *levels, array = flatten(array, column.levels)
+            arrays |= {level.name: lengths for level, lengths in zip(levels_of(column), levels, strict=True)}
+        arrays[column.name] = array
+    return pa.RecordBatch.from_arrays([*arrays.values()], [*arrays])
 
 
 # ---------------------------------------------------------------------------------------------- Arrow arrays to buffers
@@ -194,14 +250,20 @@ def _validity(array: pa.Array) -> NDArray[np.uint8]:
 
 def find_fault(value: Any, column: Column, selection: Selection) -> str | None:
     """What is wrong with the value of a row, in words with advice, or None: the slow way, once a fault is known."""
-    is_list = column in selection.id_lists + selection.float_lists
+    if column.layout == "vector" and len(value or ()) != column.dim:
+        if value:
+            return f"holds {len(value)} numbers, a vector of dim {column.dim} is declared; mend the data, or the dim"
+        if column.default is not None:
+            return None
+        return f"is missing and has no default; declare default: 0, or {column.dim} numbers, or leave such rows out"
+    is_list = column in selection.id_lists + selection.float_lists + selection.vectors
     is_id = column in selection.ids + selection.id_lists
     if column.layout == "optional_list" and len(value or ()) > 1:
         return f"holds {len(value)} values, layout optional_list allows one; declare layout: list, or mend the data"
     items = [value] if column.layout == "scalar" else value or ([] if is_list else [None])
     for item in items:
         if item is None:
-            if column.default is None and is_list:
+            if filler_of(column) is None and is_list:
                 return "holds a null inside a list and has no default; declare default: <number>, or mend the data"
             if column.default is None and not is_id:
                 return "is missing and has no default; declare default: <number> in the schema, or leave such rows out"

@@ -93,8 +93,12 @@ class OrcLoader:
             return self._token(epoch, next_step) if next_step < steps else self._token(epoch + 1, 0)
 
         plan = EpochPlan(self.manifest.stripe_rows, self.order, epoch)
-        stripes = StripeReader(self.manifest, self.selection.names, plan.border_uses(self._streams))
+        stripes = StripeReader(self.manifest, self._file_columns(), plan.border_uses(self._streams))
         return Pipeline(stripes, self.selection, plan, self._streams, step, token, self._read_threads, self._prefetch)
+
+    def _file_columns(self) -> list[str]:
+        """What to read of the files, which all have the same columns of those that are declared."""
+        return self.selection.file_columns(self.manifest.files[0].columns) if self.manifest.files else []
 
     def _begin(self) -> tuple[int, int]:
         """The epoch and step to start with."""

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recis_lightning.data.columns import Selection
+from recis_lightning.data.columns import Selection, levels_of
 from recis_lightning.data.memory import BufferPool
 from recis_lightning.data.window import Block
 from recis_lightning.ragged import ALIGNMENT, Batch, Part, RaggedParts
+from recis_lightning.schema import Column
 from triton_ops.pack.op import Kernels, kernels
 
 
@@ -34,10 +35,14 @@ class _Plan:
     nbytes: int
     gaps: Sequence[tuple[int, int]]
     dense_F: NDArray[np.int64]
+    vectors: Sequence[int]
     shared_offsets: int
     ids: "_Starts"
-    id_lists: "_Starts"
+    word_lists: "_Starts"
     float_lists: "_Starts"
+    byte_lists: "_Starts"
+    inner_offsets: Sequence[tuple[int, int]]
+    """Where inner offsets are to be made of lengths: the first and the last but one."""
 
 
 class _Starts(NamedTuple):
@@ -71,12 +76,13 @@ class BatchPacker:
 
     def _count_values(self, pack: Kernels, spans: Sequence[Span]) -> NDArray[np.int64]:
         counts_I = np.zeros(len(self.selection.ids), np.int64)
-        list_counts = np.zeros(len(self.selection.id_lists) + len(self.selection.float_lists), np.int64)
+        kinds = (self.selection.word_lists, self.selection.float_lists, self.selection.byte_lists)
+        list_counts = np.zeros(sum(map(len, kinds)), np.int64)
         for block, first, last in spans:
             pack.count_present(block.present_IR, block.complete_I, first, last, counts_I)
             if len(list_counts):
                 list_counts += np.concatenate(
-                    [lists.count(first, last) for lists in (block.id_lists, block.float_lists)]
+                    [lists.count(first, last) for lists in (block.word_lists, block.float_lists, block.byte_lists)]
                 )
         return np.concatenate([counts_I, list_counts])
 
@@ -95,8 +101,9 @@ class BatchPacker:
         if plan.shared_offsets >= 0:
             words[plan.shared_offsets : plan.shared_offsets + rows + 1] = np.arange(rows + 1)
         filled_I = np.zeros(len(plan.ids.values), np.int64)
-        filled_ids = np.zeros(len(plan.id_lists.values), np.int64)
-        filled_floats = np.zeros(len(plan.float_lists.values), np.int64)
+        filled_words, filled_floats, filled_bytes = (
+            np.zeros(len(starts.values), np.int64) for starts in (plan.word_lists, plan.float_lists, plan.byte_lists)
+        )
         row = 0
         for block, first, last in spans:
             pack.append_rows(
@@ -114,14 +121,22 @@ class BatchPacker:
                 filled_I,
             )
             for lists, starts, typed, filled in (
-                (block.id_lists, plan.id_lists, words, filled_ids),
+                (block.word_lists, plan.word_lists, words, filled_words),
                 (block.float_lists, plan.float_lists, floats, filled_floats),
+                (block.byte_lists, plan.byte_lists, buffer, filled_bytes),
             ):
                 if len(filled):
                     pack.append_lists(
                         lists.offsets_LR, lists.values, lists.starts_L, first, last, words, typed, *starts, row, filled
                     )
+            for vector_RD, start in zip(block.vectors, plan.vectors, strict=True):
+                dim = vector_RD.shape[1]
+                at = start + row * dim
+                floats[at : at + (last - first) * dim] = vector_RD[first:last].reshape(-1)
             row += last - first
+        for start, count in plan.inner_offsets:
+            words[start] = 0
+            np.cumsum(words[start + 1 : start + 1 + count], out=words[start + 1 : start + 1 + count])
 
 
 def _plan_parts(selection: Selection, rows: int, counts: Sequence[int]) -> _Plan:
@@ -129,43 +144,75 @@ def _plan_parts(selection: Selection, rows: int, counts: Sequence[int]) -> _Plan
     gaps: list[tuple[int, int]] = []
     end = 0
 
-    def place(dtype: torch.dtype, count: int) -> Part:
+    def place(dtype: torch.dtype, *shape: int) -> Part:
         nonlocal end
-        part = Part(dtype, (count,), end)
-        stop = end + count * dtype.itemsize
+        part = Part(dtype, shape, end)
+        stop = end + part.nbytes
         end = -(-stop // ALIGNMENT) * ALIGNMENT
         if stop != end:
             gaps.append((stop, end))
         return part
 
-    def place_lists(dtype: torch.dtype, list_counts: Sequence[int]) -> list[RaggedParts]:
-        return [RaggedParts(place(dtype, count), place(torch.int64, rows + 1)) for count in list_counts]
+    def place_lists(dtype: torch.dtype, columns: Sequence[Column]) -> list[RaggedParts]:
+        return [RaggedParts(place(dtype, next(list_counts)), place(torch.int64, rows + 1)) for _ in columns]
 
     dense = [place(torch.float32, rows) for _ in selection.dense]
-    first, second = len(selection.ids), len(selection.ids) + len(selection.id_lists)
-    shared = place(torch.int64, rows + 1) if rows in counts[:first] else None
+    vectors = [place(torch.float32, rows, column.dim or 1) for column in selection.vectors]
+    ids_end = len(selection.ids)
+    list_counts = iter(counts[ids_end:])
+    shared = place(torch.int64, rows + 1) if rows in counts[:ids_end] else None
     ids = [
         RaggedParts(place(torch.int64, count), shared if count == rows and shared else place(torch.int64, rows + 1))
-        for count in counts[:first]
+        for count in counts[:ids_end]
     ]
-    id_lists = place_lists(torch.int64, counts[first:second])
-    float_lists = place_lists(torch.float32, counts[second:])
-    names = [column.name for column in selection.dense + selection.ids + selection.id_lists + selection.float_lists]
+    # A level holds lengths, of which offsets are made in place: one more than there are.
+    id_lists = place_lists(torch.int64, selection.id_lists)
+    levels = [
+        RaggedParts(place(torch.int64, next(list_counts) + 1), place(torch.int64, rows + 1)) for _ in selection.levels
+    ]
+    float_lists = place_lists(torch.float32, selection.float_lists)
+    byte_lists = place_lists(torch.uint8, selection.byte_lists)
+    columns = (
+        *selection.dense,
+        *selection.vectors,
+        *selection.ids,
+        *selection.id_lists,
+        *selection.float_lists,
+        *selection.byte_lists,
+    )
+    parts: list[Part | RaggedParts] = [*dense, *vectors, *ids, *id_lists, *float_lists, *byte_lists]
+    layout = dict(zip((column.name for column in columns), parts, strict=True))
+    level_of = dict(zip((column.name for column in selection.levels), levels, strict=True))
     return _Plan(
-        layout=dict(zip(names, [*dense, *ids, *id_lists, *float_lists], strict=True)),
+        layout={column.name: _nest(layout[column.name], column, level_of) for column in columns},
         nbytes=end,
         gaps=gaps,
         dense_F=np.array([part.start // 4 for part in dense], np.int64),
+        vectors=[part.start // 4 for part in vectors],
         shared_offsets=shared.start // 8 if shared else -1,
         ids=_starts(ids, shared),
-        id_lists=_starts(id_lists),
+        word_lists=_join(_starts(id_lists), _starts(levels, skip=1)),
         float_lists=_starts(float_lists),
+        byte_lists=_starts(byte_lists),
+        inner_offsets=[(part.values.start // 8, part.values.shape[0] - 1) for part in levels],
     )
 
 
-def _starts(parts: Sequence[RaggedParts], shared: Part | None = None) -> _Starts:
-    """-1 for shared offsets, which are written once."""
+def _nest(part: Part | RaggedParts, column: Column, level_of: Mapping[str, RaggedParts]) -> Part | RaggedParts:
+    """A nested column's flat values under the offsets of its levels."""
+    if column.layout != "nested_list" or isinstance(part, Part):
+        return part
+    levels = [level_of[level.name] for level in levels_of(column)]
+    return RaggedParts(part.values, levels[0].offsets, None, tuple(level.values for level in levels))
+
+
+def _join(first: "_Starts", second: "_Starts") -> "_Starts":
+    return _Starts(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+
+def _starts(parts: Sequence[RaggedParts], shared: Part | None = None, skip: int = 0) -> _Starts:
+    """-1 for shared offsets, which are written once; ``skip`` values are left for later."""
     return _Starts(
-        np.array([part.values.start // part.values.dtype.itemsize for part in parts], np.int64),
+        np.array([part.values.start // part.values.dtype.itemsize + skip for part in parts], np.int64),
         np.array([-1 if part.offsets is shared else part.offsets.start // 8 for part in parts], np.int64),
     )

@@ -11,16 +11,19 @@ B rows of a block, N values of a column in it.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.orc_writer import PartWriter
+from recis_lightning.data.sources import UNIT_NS
 from recis_lightning.data.synthetic import NOUNS, SCALES, ZIPF_EXPONENT, sigmoid, to_ids
 from recis_lightning.schema import Column, Schema, Vector
 
@@ -42,6 +45,9 @@ ARROW_TYPES = {
     "float64": pa.float64(),
     "bool": pa.bool_(),
     "string": pa.string(),
+    "binary": pa.binary(),
+    "timestamp": pa.timestamp("ns"),
+    "decimal": pa.decimal128(18, 2),
 }
 
 
@@ -61,6 +67,7 @@ def synthesize(
     it. ``on_rows`` is told after each block how many rows were written. FileExistsError where ``out_dir`` holds ORC
     files already.
     """
+    _check_sources(schema)
     if rows < 1 or parts < 1:
         raise DataError(f"rows is {rows}, parts is {parts}; need at least one of each")
     with PartWriter(out_dir, part_rows=-(-rows // parts)) as writer:
@@ -88,13 +95,46 @@ def _draw_block(schema: Schema, count: int, seed: int, rng: np.random.Generator)
         signals.append(layout.first(signal_N))
     signal_B = np.sum(signals, axis=0) / np.sqrt(max(1, len(signals))) if signals else np.zeros(count)
     arrays |= _draw_task_columns(schema, signal_B, rng)
-    return pa.table({column.name: arrays[column.name] for column in schema.columns})
+    return _assemble(schema.columns, arrays)
+
+
+def _check_sources(schema: Schema) -> None:
+    for column in schema.columns:
+        parts = (column.source or "").split(".")[1:]
+        if len(parts) > 1 or (parts and (column.split is not None or column.layout not in ("scalar", "list"))):
+            raise DataError(
+                f"column '{column.name}' comes from '{column.source}', for which no data can be made up; "
+                "that is for fields of structs, and keys and values of lists"
+            )
+
+
+def _assemble(columns: Sequence[Column], arrays: Mapping[str, pa.Array]) -> pa.Table:
+    """The columns of the file: those declared, and those that others are parts of."""
+    parts: dict[str, dict[str, pa.Array]] = {}
+    for column in columns:
+        name, _, part = (column.source or column.name).partition(".")
+        parts.setdefault(name, {}).setdefault(part, arrays[column.name])
+    return pa.table({name: its[""] if "" in its else _join_parts(its) for name, its in parts.items()})
+
+
+def _join_parts(parts: Mapping[str, pa.Array]) -> pa.Array:
+    """A struct of the parts, or lists of structs of parts that are lists."""
+    parts = {name: parts[name] for name in sorted(parts)}  # key before value, which are told by their place
+    first, *others = parts.values()
+    if not pa.types.is_list(first.type):
+        return pa.StructArray.from_arrays([first, *others], list(parts))
+    entries = pa.StructArray.from_arrays([each.values for each in (first, *others)], list(parts))
+    return pa.ListArray.from_arrays(first.offsets, entries, mask=first.is_null())
 
 
 def _weighted_with(schema: Schema) -> dict[str, str]:
     """Name a group for each column that is as long as others: (a, w), (b, w) -> a, b and w are in one group."""
     group: dict[str, str] = {}
-    for columns in schema.aligned_columns:
+    parts: dict[str, list[str]] = {}
+    for column in schema.columns:
+        if column.source and "." in column.source and column.layout == "list":
+            parts.setdefault(column.source.split(".")[0], []).append(column.name)
+    for columns in (*schema.aligned_columns, *map(tuple, parts.values())):
         old = {group.get(name, name) for name in columns}
         group |= dict.fromkeys([*columns, *(name for name, its in group.items() if its in old)], columns[0])
     return group
@@ -121,8 +161,8 @@ class _Rows:
 
 def _draw_rows(schema: Schema, column: Column, count: int, rng: np.random.Generator) -> _Rows:
     missing_B = rng.random(count) < MISSING
-    if column.layout == "list":
-        dim = _vector_dim(schema, column)
+    if column.layout in ("list", "nested_list", "vector"):
+        dim = column.dim or _vector_dim(schema, column)
         if dim is not None:
             return _Rows(np.full(count, dim), np.zeros(count, np.bool_))
         lengths_B = rng.integers(0, LONGEST + 1, count)
@@ -140,7 +180,7 @@ def _vector_dim(schema: Schema, column: Column) -> int | None:
 
 
 def _may_miss(schema: Schema, column: Column) -> bool:
-    return schema.is_id_column(column.name) or column.default is not None
+    return schema.is_id_column(column.name) or column.default is not None or column.dtype == "binary"
 
 
 def _arrange(column: Column, rows: _Rows, values_N: Values) -> pa.Array:
@@ -149,8 +189,11 @@ def _arrange(column: Column, rows: _Rows, values_N: Values) -> pa.Array:
     if column.layout == "scalar":
         position_B = np.minimum(rows.offsets_B1[:-1], max(0, len(values_N) - 1))
         return values.take(pa.array(position_B, mask=rows.null_B))
+    for _ in range(column.levels - 1 if column.layout == "nested_list" else 0):
+        values = pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1), pa.int32()), values)
     offsets_B1 = pa.array(rows.offsets_B1.astype(np.int32))
-    return pa.ListArray.from_arrays(offsets_B1, values, mask=pa.array(rows.null_B))
+    lists = pa.ListArray.from_arrays(offsets_B1, values, mask=pa.array(rows.null_B))
+    return lists if column.split is None else pc.binary_join(lists, column.split)
 
 
 def _draw_values(
@@ -161,6 +204,8 @@ def _draw_values(
         return _draw_ids(schema, column, count, seed, rng)
     if any(feature.column_weights == column.name for feature in schema.features):
         return _as_stored(column, rng.uniform(0.1, 2.0, count)), np.zeros(count)
+    if column.dtype == "binary":
+        return np.array([rng.bytes(length) for length in rng.integers(1, 64, count)], object), np.zeros(count)
     numbers_N = rng.exponential(10.0, count)  # positive and long-tailed, as counts and prices are
     signal_N = (np.minimum(numbers_N, 40.0) - 10.0) / 10.0
     return _as_stored(column, numbers_N), signal_N
@@ -204,6 +249,10 @@ def _as_stored(column: Column, numbers_N: Values) -> Values:
     """Cast numbers to what the file holds: 12.5 -> 12.5, 12, True or "12.5"."""
     if column.dtype in ("float32", "float64"):
         return numbers_N.astype(column.dtype)
+    if column.dtype == "decimal":
+        return np.array([Decimal(round(number * 100)) / 100 for number in numbers_N.tolist()], object)
+    if column.unit is not None:
+        return (numbers_N.astype(np.int64) * UNIT_NS[column.unit]).astype("datetime64[ns]")
     if column.parse == "float32":
         return np.array([str(round(number, 3)) for number in numbers_N.tolist()], object)
     integers_N = np.minimum(numbers_N.astype(np.int64), LARGEST.get(column.dtype, np.iinfo(np.int64).max))

@@ -1,6 +1,6 @@
 """Pack the rows of a window by column, shuffled, without nulls, into a Block, of which batches are cut.
 
-R rows of the block, I id columns, F dense columns, L list columns of one dtype
+R rows of the block, I id columns, F dense columns, L list columns of one dtype, D numbers of a vector
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +13,20 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from recis_lightning.data.columns import Selection, find_fault, to_buffers, to_list_buffers
+from recis_lightning.data.columns import (
+    Selection,
+    cut_columns,
+    extract_columns,
+    filler_of,
+    find_fault,
+    to_buffers,
+    to_list_buffers,
+)
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.memory import BufferPool
 from recis_lightning.data.plan import Piece, Window
+from recis_lightning.data.sources import find_unequal, lengths_of
 from recis_lightning.schema import Column
 from triton_ops.pack.op import Kernels, kernels
 from triton_ops.pack.types import ListColumn
@@ -55,8 +64,10 @@ class Block:
     present_IR: NDArray[np.uint8]
     complete_I: NDArray[np.bool_]
     dense_FR: NDArray[np.float32]
-    id_lists: Lists
+    word_lists: Lists
     float_lists: Lists
+    byte_lists: Lists
+    vectors: tuple[NDArray[np.float32], ...]  # [R, D] each
     problem: Problem | None
 
 
@@ -118,14 +129,20 @@ class _Packing:
         self._present_IR = memory[dense_end:].view(ids, rows).numpy()
         self._present_IR[:] = 1
         self._complete_I = np.ones(ids, np.bool_)
-        self._id_lists = _ListPacking(selection.id_lists, rows, torch.int64, pool, pack)
+        self._word_lists = _ListPacking(selection.word_lists, rows, torch.int64, pool, pack)
         self._float_lists = _ListPacking(selection.float_lists, rows, torch.float32, pool, pack)
-        self._rows: list[_Rows] = []
+        self._byte_lists = _ListPacking(selection.byte_lists, rows, torch.uint8, pool, pack)
+        self._vectors = [
+            pool.take(4 * rows * (column.dim or 1)).view(torch.float32).view(rows, -1).numpy()
+            for column in selection.vectors
+        ]
         self._problem: Problem | None = None
 
     def add(self, batch: pa.RecordBatch, rows: _Rows) -> None:
         """Place rows of a stripe."""
-        self._rows.append(rows)
+        batch = extract_columns(batch, self._selection)
+        self._compare_weights(batch, rows)  # before they are cut, which would hide it
+        batch = cut_columns(batch, self._selection)
         for index, column in enumerate(self._selection.ids):
             missing = self._place(batch, rows, column, self._ids_IR[index], self._present_IR[index])
             if missing and column.default is None:
@@ -134,7 +151,9 @@ class _Packing:
             missing = self._place(batch, rows, column, self._dense_FR[index], _NO_FLAGS)
             if missing and column.default is None:
                 self._note_fault(batch, rows, column)
-        for lists in (self._id_lists, self._float_lists):
+        for column, target in zip(self._selection.vectors, self._vectors, strict=True):
+            self._place_vectors(batch, rows, column, target)
+        for lists in (self._word_lists, self._float_lists, self._byte_lists):
             for index, column in enumerate(lists.columns):
                 source, has_bad_strings = to_list_buffers(batch.column(column.name), column)
                 lengths = lists.add(index, source, batch, rows)
@@ -148,26 +167,46 @@ class _Packing:
     ) -> int:
         to_column = to_buffers if column.layout == "scalar" else to_list_buffers
         source, has_bad_strings = to_column(batch.column(column.name), column)
-        scan = self._pack.place_singles(source, rows.rows, rows.places, target, present, column.default)
+        scan = self._pack.place_singles(source, rows.rows, rows.places, target, present, filler_of(column))
         if has_bad_strings:
             self._note_fault(batch, rows, column, certain=False)
         if scan.unfit or scan.long:
             self._note_fault(batch, rows, column)
         return scan.missing
 
+    def _place_vectors(
+        self, batch: pa.RecordBatch, rows: _Rows, column: Column, target_RD: NDArray[np.float32]
+    ) -> None:
+        source, has_bad_strings = to_list_buffers(batch.column(column.name), column)
+        lengths, dim = lengths_of(batch.column(column.name))[rows.rows], target_RD.shape[1]
+        # What is of another length is left out: it would be written over others.
+        whole, offsets = lengths == dim, np.arange(0, target_RD.size + 1, dim)
+        default = filler_of(column)
+        scan = self._pack.place_lists(
+            source, rows.rows[whole], rows.places[whole], offsets, target_RD.reshape(-1), default
+        )
+        if not whole.all():
+            target_RD[rows.places[~whole]] = column.default if column.default is not None else 0
+        is_short = bool((lengths[~whole] > 0).any()) or (column.default is None and not whole.all())
+        if has_bad_strings:
+            self._note_fault(batch, rows, column, certain=False)
+        if is_short or scan.unfit or (scan.missing and default is None):
+            self._note_fault(batch, rows, column)
+
     def finish(self) -> Block:
-        for lists in (self._id_lists, self._float_lists):
+        for lists in (self._word_lists, self._float_lists, self._byte_lists):
             for column, batch, rows in lists.finish():
                 self._note_fault(batch, rows, column)
-        self._compare_weights()
         return Block(
             window=self._window,
             ids_IR=self._ids_IR,
             present_IR=self._present_IR,
             complete_I=self._complete_I,
             dense_FR=self._dense_FR,
-            id_lists=self._id_lists.lists,
+            word_lists=self._word_lists.lists,
             float_lists=self._float_lists.lists,
+            byte_lists=self._byte_lists.lists,
+            vectors=tuple(self._vectors),
             problem=self._problem,
         )
 
@@ -195,22 +234,20 @@ class _Packing:
         role = self._selection.roles[column.name]
         self.note(place, DataError(f"{where}: column '{column.name}', {role}, {fault}"))
 
-    def _compare_weights(self) -> None:
+    def _compare_weights(self, batch: pa.RecordBatch, rows: _Rows) -> None:
         """Every row needs as many weights as ids."""
-        if not self._selection.weights:
-            return
-        lengths = self._id_lists.lengths | self._float_lists.lengths
         for ids, weights in self._selection.weights:
-            places = np.flatnonzero(lengths[ids] != lengths[weights])
-            if len(places):
-                place = int(places[0])
-                counts = f"{lengths[weights][place]} weights for {lengths[ids][place]} ids in column '{ids}'"
-                self._note_place(place, self._selection.column(weights), f"has {counts}; write one weight for each id")
-
-    def _note_place(self, place: int, column: Column, fault: str) -> None:
-        for rows in self._rows:
-            for index in np.flatnonzero(rows.places == place):
-                self._note_row(rows.piece, int(rows.rows[index]), place, column, fault)
+            left, right = batch.column(ids), batch.column(weights)
+            wrong = np.flatnonzero(find_unequal(left, right)[rows.rows])
+            if not len(wrong):
+                continue
+            row, place = int(rows.rows[wrong[0]]), int(rows.places[wrong[0]])
+            counts = [int(lengths_of(array)[row]) for array in (right, left)]
+            inner = " (but not in each of its lists)" if counts[0] == counts[1] else ""
+            fault = (
+                f"has {counts[0]} weights for {counts[1]} ids in column '{ids}'{inner}; write one weight for each id"
+            )
+            self._note_row(rows.piece, row, place, self._selection.column(weights), fault)
 
 
 class _ListPacking:
@@ -240,12 +277,7 @@ class _ListPacking:
             target = values[starts_L[index] : starts_L[index + 1]]
             for source, batch, rows in self._sources[index]:
                 offsets = self._offsets_LR[index]
-                scan = self._pack.place_lists(source, rows.rows, rows.places, offsets, target, column.default)
+                scan = self._pack.place_lists(source, rows.rows, rows.places, offsets, target, filler_of(column))
                 if scan.unfit or (scan.missing and column.default is None):
                     yield column, batch, rows
         self._sources.clear()
-
-    @property
-    def lengths(self) -> dict[str, NDArray[np.int64]]:
-        """Values of each row of each column."""
-        return {column.name: np.diff(self._offsets_LR[index]) for index, column in enumerate(self.columns)}

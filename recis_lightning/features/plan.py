@@ -85,7 +85,7 @@ def plan_entries(schema: Schema) -> tuple[Entry, ...]:
             column=column.name,
             reader=readers[column.name],
             dtype=column_dtype(schema, column),
-            is_ragged=schema.is_id_column(column.name) or column.layout == "list" or column.name in weights,
+            is_ragged=schema.is_id_column(column.name) or column.has_rows or column.name in weights,
         )
         for column in schema.input_columns
     )
@@ -125,13 +125,15 @@ def _start_depth(schema: Schema, feature: Feature) -> int:
 
 
 def dtype_of(value: Value) -> torch.dtype:
-    """The dtype of what a value is: ids are int64, all else float32."""
-    return torch.int64 if value.ids else torch.float32
+    """The dtype of what a value is: ids are int64, bytes uint8, all else float32."""
+    return torch.uint8 if value.opaque == "binary" else torch.int64 if value.ids else torch.float32
 
 
 def column_dtype(schema: Schema, column: Column) -> torch.dtype:
-    """What a batch carries a column as: ids are int64, all else float32."""
-    return torch.int64 if schema.is_id_column(column.name) else torch.float32
+    """What a batch carries a column as: ids are int64, bytes uint8, all else float32."""
+    return (
+        torch.uint8 if column.dtype == "binary" else torch.int64 if schema.is_id_column(column.name) else torch.float32
+    )
 
 
 def integer_bounds(clip: Clip) -> tuple[int | None, int | None]:

@@ -189,6 +189,16 @@ def _check_end(feature: Feature, column: Column | None, flow: Flow) -> Iterator[
     value = flow.result(feature.name)
     if value is None:
         return
+    if (
+        feature.table is not None
+        and feature.pooling != "none"
+        and column is not None
+        and column.layout == "nested_list"
+    ):
+        yield (
+            f"{where} pools column '{column.name}', which holds lists of lists; declare pooling: none, "
+            "which keeps them all for the model"
+        )
     if feature.table is not None and not value.ids:
         floats = f"floats from {value.source}"
         yield f"{where} looks up table '{feature.table}' with {floats}; add bucketize, or drop the table"
@@ -211,7 +221,9 @@ def _check_dense(feature: Feature, column: Column | None, value: Value, flow: Fl
         )
     elif value.ids:
         yield f"{where} is dense, but gets ids from {value.source}; name a table, or say internal: true"
-    elif value.form == "rows" and column is not None and column.layout == "list":
+    elif value.opaque == "binary":
+        yield f"{where} is dense, but {value.source} is binary; make a vector of it by a custom transform"
+    elif value.form == "rows" and column is not None and column.layout in ("list", "nested_list"):
         yield f"{where} is dense, but column '{column.name}' is a list; name a table, or declare layout: optional_list"
     elif value.form == "rows":
         yield f"{where} is dense, but gets rows of several numbers from {value.source}; add reduce"
@@ -281,7 +293,7 @@ def check_sequence(sequence: SequenceGroup, columns: Section, taken: dict[str, s
         column = columns.declared.get(name)
         if columns.lacks(name):
             yield f"{where} cuts column '{name}', which is not declared{did_you_mean(name, columns.declared)}"
-        elif column is not None and column.layout != "list":
+        elif column is not None and column.layout not in ("list", "nested_list"):
             yield f"{where} cuts column '{name}', which is {column.layout}; only lists (layout: list) can be cut"
         if taken.setdefault(name, sequence.name) != sequence.name:
             yield f"{where} cuts column '{name}', which is cut by sequence '{taken[name]}' as well; name it in one"

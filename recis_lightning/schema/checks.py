@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator, Mapping
 
+from recis_lightning.schema.check_columns import check_column
 from recis_lightning.schema.check_features import check_features, check_sequence
-from recis_lightning.schema.declarations import Column, Table, Task
+from recis_lightning.schema.declarations import Table, Task
 from recis_lightning.schema.flow import carries_floats, find_id_columns
 from recis_lightning.schema.kinds import TruncatedNormal, Uniform
 from recis_lightning.schema.names import did_you_mean
@@ -23,7 +24,7 @@ def find_mistakes(sections: Mapping[str, Section]) -> Iterator[str]:
     looked_up, read = {feature.table for feature in features}, {feature.tower for feature in features}
     all_features_read = sections["features"].complete and len(features) == len(sections["features"].declared)
     for column in columns:
-        yield from _check_column(column, column.name in id_columns)
+        yield from check_column(column, column.name in id_columns)
     yield from check_features(sections, id_columns)
     for table in tables:
         if table.name not in looked_up and all_features_read:
@@ -38,29 +39,6 @@ def find_mistakes(sections: Mapping[str, Section]) -> Iterator[str]:
     taken: dict[str, str] = {}
     for sequence in sequences:
         yield from check_sequence(sequence, sections["columns"], taken)
-
-
-def _check_column(column: Column, holds_ids: bool) -> Iterator[str]:
-    where = f"column '{column.name}'"
-    ways = [name for name in ("hash", "parse", "tokenizer") if getattr(column, name) is not None]
-    if column.dtype != "string" and ways:
-        yield f"{where} is {column.dtype}; hash, parse and tokenizer are for strings"
-    if column.dtype == "string" and len(ways) != 1:
-        yield (
-            f"{where} is a string; say hash: farm (or murmur) to get ids, parse: float32 (or int64) to get numbers, "
-            "or tokenizer: <file> to get token ids"
-        )
-    if column.tokenizer is not None and column.layout != "scalar":
-        yield f"{where} is a list of strings; a tokenizer is for one string a row"
-    if column.max_length is not None and (column.tokenizer is None or column.max_length < 1):
-        yield f"{where}: max_length is {column.max_length}; it cuts what a tokenizer gives, to at least 1"
-    if column.default is None:
-        return
-    if column.hash or column.tokenizer:
-        is_read = "hashed" if column.hash else "tokenized"
-        yield f"{where} is {is_read}; a missing id is no id, so leave default out"
-    elif holds_ids and not (isinstance(column.default, int) and -(2**63) <= column.default < 2**63):
-        yield f"{where} holds ids, its default is {column.default!r}; give a 64-bit integer"
 
 
 _NOT_NEGATIVE = ("lr", "eps", "initial_accumulator_value", "weight_decay", "std")
@@ -99,5 +77,5 @@ def _check_task(task: Task, columns: Section, id_columns: frozenset[str]) -> Ite
             yield f"{where} takes its {option} from '{name}', which is not declared{hint}"
         column = columns.declared.get(name)
         holds_ids = column is not None and (column.hash or column.tokenizer or name in id_columns)
-        if column is not None and (holds_ids or column.layout == "list"):
+        if column is not None and (holds_ids or column.has_rows or column.layout == "vector"):
             yield f"{where} takes its {option} from '{name}', which holds ids or lists; need one number a row"

@@ -7,8 +7,11 @@ from recis_lightning.schema.kinds import Adagrad, Constant, Initializer, SparseO
 from recis_lightning.schema.policies import Admission, Always, Eviction
 from recis_lightning.schema.transforms import HashKind, Transform
 
-Dtype = Literal["int8", "int16", "int32", "int64", "float32", "float64", "bool", "string"]
-Layout = Literal["scalar", "list", "optional_list"]
+Dtype = Literal[
+    "int8", "int16", "int32", "int64", "float32", "float64", "bool", "string", "timestamp", "decimal", "binary"
+]
+Layout = Literal["scalar", "list", "optional_list", "nested_list", "vector"]
+TimeUnit = Literal["ns", "us", "ms", "s", "minutes", "hours", "days"]
 Pooling = Literal["sum", "mean", "sqrtn", "none"]
 Loss = Literal["bce", "mse"]
 
@@ -21,8 +24,20 @@ class Column:
     """Its name, or a pattern: `c{1..26}` declares 26 columns."""
     dtype: Dtype
     """The type of its values in the file, checked before training. Batches carry ids as int64, all else as float32."""
+    source: str | None = None
+    """Where the files have it, where that is not a column of its name: `tags.key`, `tags.value` are the ids and weights
+    of id:weight pairs (lists of two-field structs, maps, or strings "7:0.5"), `user.age` is a field of a struct."""
     layout: Layout = "scalar"
-    """`list` for list columns; `optional_list` for lists of length 0 or 1, where the empty list is a missing value."""
+    """`list` for list columns; `optional_list` for lists of length 0 or 1, where the empty list is a missing value;
+    `nested_list` for lists of lists; `vector` for lists that are all of length `dim`, float32 [B, dim] in a batch."""
+    dim: int | None = None
+    """How many numbers a vector has."""
+    levels: int = 2
+    """How deep nested lists are."""
+    split: str | None = None
+    """Read a string as the list of what stands between these separators: "a|b" is [a, b], "" is []."""
+    unit: TimeUnit | None = None
+    """What timestamps and dates are counted in, as whole numbers since 1970; needed for dtype timestamp."""
     hash: HashKind | None = None
     """How strings become signed 64-bit ids while reading: farm (FarmHash Fingerprint64), murmur
     (MurmurHash64A, seed 0) or xxh64 (XXH64, seed 0)."""
@@ -31,9 +46,17 @@ class Column:
     tokenizer: str | None = None
     """Read strings as lists of token ids, by a tokenizer.json; a missing or empty string is an empty list."""
     max_length: int | None = None
-    """Cut what the tokenizer gives to so many ids, special ones included."""
-    default: float | int | None = None
-    """Stands for a missing value. Without one a missing id is no id, and a missing dense value or label is an error."""
+    """Cut lists to so many entries while reading, nested ones whole; of a tokenizer's ids special ones count."""
+    keep: Literal["first", "last"] = "first"
+    """Which entries `max_length` keeps."""
+    default: float | int | tuple[float, ...] | None = None
+    """Stands for a missing value; for an empty vector, one number or `dim` of them. Without one a missing id is no id,
+    and a missing dense value, vector or label is an error."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether a row may hold any number of values."""
+        return self.layout in ("list", "nested_list") or self.dtype == "binary" or self.tokenizer is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ class Value:
     source: str
     """Where they come from: column 'price'."""
     opaque: str = ""
-    """How they became ids that are no numbers: hashed."""
+    """How they became ids that are no numbers: hashed; or binary, for bytes, which are neither."""
     hashed_by: HashKind | None = None
     """The hash that made ids of strings, while they are what it made."""
     dim: int = 1
@@ -54,15 +54,19 @@ class Value:
 
 
 def carries_floats(column: Column) -> bool:
-    return column.dtype in ("float32", "float64") or column.parse == "float32"
+    return column.dtype in ("float32", "float64", "decimal") or column.parse == "float32"
 
 
 def column_value(column: Column, is_ids: bool, as_rows: bool) -> Value:
     """What a batch carries a column as."""
+    source = f"column '{column.name}'"
+    if column.dtype == "binary":
+        return Value(ids=False, form="rows", source=source, opaque="binary")
+    if column.layout == "vector":
+        return Value(ids=False, form="vector", source=source, dim=column.dim or 1)
     became = "hashed" if column.hash else "tokenized" if column.tokenizer else ""
     ids = (is_ids or bool(became)) and not carries_floats(column)
-    rows = ids or column.layout == "list" or as_rows
-    source = f"column '{column.name}'"
+    rows = ids or column.has_rows or as_rows
     return Value(ids=ids, form="rows" if rows else "number", source=source, opaque=became, hashed_by=column.hash)
 
 
@@ -144,6 +148,10 @@ def _find_wrong_counts(transform: Transform, inputs: Sequence[Value]) -> Iterato
 
 def _find_misuse(transform: Transform, position: int, inputs: Sequence[Value], value: Value) -> Iterator[str]:
     wanted = reads(transform, position, len(inputs))
+    if value.opaque == "binary":
+        if not isinstance(transform, Custom):
+            yield f"works on ids and numbers, but {value.source} is binary; put a custom transform before it"
+        return
     if isinstance(transform, Log1p | Clip):
         wanted = "numbers"
     if wanted == "ids" and not value.ids:

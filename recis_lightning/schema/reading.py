@@ -120,7 +120,7 @@ _NESTED: dict[tuple[type, str], Callable[[Any, str, list[str]], Any]] = {
 
 SECTIONS: dict[str, tuple[type, tuple[str, ...]]] = {
     # section -> (class, the fields whose patterns run in step)
-    "columns": (Column, ("name",)),
+    "columns": (Column, ("name", "source")),
     "features": (Feature, ("name", "column", "inputs", "table", "tower", "weights")),
     "tables": (Table, ("name",)),
     "towers": (Tower, ("name",)),

@@ -52,6 +52,12 @@ def export_model(module: RecModule, folder: str | Path) -> dict[str, int]:
             f"the model reads texts through towers ({names}), and the scorer has no tokenizer; write vectors of items "
             "with recis text export-vectors, and export a model that takes them as numbers"
         )
+    unreadable = [f"'{column.name}' ({reason})" for column, reason in _find_unreadable(module.schema)]
+    if unreadable:
+        raise MisconfigurationException(
+            f"the scorer does not read columns {', '.join(unreadable)} as training does; "
+            "declare them as numbers, strings and whole lists, and have transforms cut them"
+        )
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MisconfigurationException(f"{target} exists and is not empty; remove it, or export to another folder")
@@ -71,6 +77,17 @@ def export_model(module: RecModule, folder: str | Path) -> dict[str, int]:
     aside.rename(target)
     files = sorted(path for path in target.rglob("*") if path.is_file())
     return {str(path.relative_to(target)): path.stat().st_size for path in files}
+
+
+def _find_unreadable(schema: Schema) -> Iterator[tuple[Column, str]]:
+    """Columns that a request to the scorer could not hold as files do, and why."""
+    for column in schema.input_columns:
+        if column.dtype == "binary" or column.layout in ("nested_list", "vector"):
+            yield column, column.dtype if column.dtype == "binary" else f"layout: {column.layout}"
+        elif column.split is not None:
+            yield column, "split"
+        elif column.max_length is not None:
+            yield column, "max_length"
 
 
 def _write(module: RecModule, folder: Path) -> None:

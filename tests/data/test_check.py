@@ -62,12 +62,12 @@ LIST, NESTED = pa.array([[1]], pa.list_(pa.int64())), pa.array([[[1]]], pa.list_
             {"dtype": "int64", "layout": "list"},
             NESTED,
             "column 'x' is a list of a list of int64 in {0}, need a list of int64 as declared; "
-            "this type can't be read; store the column otherwise",
+            "declare layout: nested_list (of 2 levels), or write the files again",
         ),
         (
             {"dtype": "int64"},
             pa.array([b"1"], pa.binary()),
-            "column 'x' is binary in {0}, need int64 as declared; this type can't be read; store the column otherwise",
+            "column 'x' is binary in {0}, need int64 as declared; declare dtype: binary, or write the files again",
         ),
     ],
 )

@@ -9,7 +9,12 @@ import pyarrow.orc
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from recis_lightning.data.check import find_mismatches
+from recis_lightning.data.columns import Selection
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.loader import OrcLoader
+from recis_lightning.data.manifest import read_manifest
+from recis_lightning.data.plan import Order
 from recis_lightning.data.synthetic_schema import ARROW_TYPES, synthesize
 from recis_lightning.schema import Schema
 
@@ -208,3 +213,40 @@ def test_texts_and_token_ids_are_made_for_towers(tmp_path: Path) -> None:
     largest = [pa.compute.max(table[name].combine_chunks().flatten()).as_py() for name in ("few", "many")]
     assert 20 < largest[0] < 30
     assert 60 < largest[1] < 100
+
+
+def test_columns_of_every_kind_are_read_back_as_declared(tmp_path: Path) -> None:
+    lists = {"layout": "list"}
+    columns: list[dict[str, Any]] = [
+        {"name": "tags", "source": "pairs.key", "dtype": "int64", **lists},
+        {"name": "tag_weights", "source": "pairs.value", "dtype": "float32", **lists},
+        {"name": "age", "source": "user.age", "dtype": "int32"},
+        {"name": "groups", "dtype": "int64", "layout": "nested_list"},
+        {"name": "topics", "dtype": "string", "split": "|", "hash": "farm", **lists},
+        {"name": "times", "dtype": "timestamp", "unit": "hours", **lists},
+        {"name": "price", "dtype": "decimal", "default": 0},
+        {"name": "profile", "dtype": "float32", "layout": "vector", "dim": 3},
+        {"name": "image", "dtype": "binary"},
+    ]
+    ids = ("tags", "groups", "topics", "times")
+    features: list[dict[str, Any]] = [{"name": name, "table": "t", "pooling": "none"} for name in ids]
+    features[0]["weights"] = "tag_weights"
+    custom = {"kind": "custom", "class_path": "torch.ones"}
+    features += [{"name": "age"}, {"name": "price"}, {"name": "profile"}, {"name": "image", "transforms": [custom]}]
+    schema = Schema.from_dict({"columns": columns, "features": features, "tables": [{"name": "t", "dim": 2}]})
+    synthesize(schema, tmp_path / "out", 100, parts=1)
+    manifest, problems = read_manifest(tmp_path / "out")
+    selection = Selection.of(schema)
+    assert problems + [*find_mismatches(manifest, selection.columns)] == []
+    (batch,) = OrcLoader(manifest, selection, Order(batch_size=100, streams=1))
+    entries = {name: batch[name] for name in batch}
+    assert list(entries["profile"].shape) == [100, 3]
+    for name in ("tags", "groups", "topics", "times", "image"):
+        assert len(entries[name].check().values) > 100
+    assert entries["groups"].inner_offsets
+
+
+def test_a_source_too_deep_to_make_up_is_refused(tmp_path: Path) -> None:
+    schema = Schema.from_dict({"columns": [{"name": "x", "dtype": "int64", "source": "a.b.c"}]})
+    with pytest.raises(DataError, match="column 'x' comes from 'a.b.c', for which no data can be made up"):
+        synthesize(schema, tmp_path, 10)

@@ -162,6 +162,26 @@ def test_a_model_with_towers_is_refused(tmp_path):
         export_model(with_towers, tmp_path / "exported")
 
 
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ({"dtype": "int64", "layout": "list", "max_length": 3}, "max_length"),
+        ({"dtype": "string", "layout": "list", "split": "|", "hash": "farm"}, "split"),
+        ({"dtype": "int64", "layout": "nested_list"}, "layout: nested_list"),
+    ],
+)
+def test_columns_that_the_scorer_would_read_otherwise_are_refused(tmp_path, column, reason):
+    settings = {
+        "columns": [{"name": "ids"} | column],
+        "features": [{"name": "ids", "table": "t", "pooling": "none"}],
+        "tables": [{"name": "t", "dim": 2}],
+    }
+    module = RecModule(Schema.from_dict(settings), network=lambda schema: torch.nn.Identity())
+    with pytest.raises(MisconfigurationException, match=rf"columns 'ids' \({reason}\) as training does"):
+        export_model(module, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_export_that_fails_leaves_nothing_behind(module, tmp_path, monkeypatch):
     monkeypatch.setattr("recis_lightning.serving.export.trace_scores", lambda module: 1 / 0)
     monkeypatch.setattr("recis_lightning.serving.export.trace_features", lambda *arguments: None)

@@ -61,8 +61,8 @@ class OrcDataModule(LightningDataModule):
         """
         Args:
             schema: A Schema, the mapping a YAML file holds, or the path of one.
-            train: A folder (its *.orc files, however deep), a file, a glob, or a list of these; `${NAME}` in a path is
-                an environment variable.
+            train: A folder (its *.orc and *.parquet files, however deep), a file, a glob, or a list of these; `${NAME}`
+                in a path is an environment variable.
             validation: As ``train``.
             test: As ``train``.
             predict: As ``train``; label columns may be missing.

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
-from pyarrow import orc
 
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest, Paths, read_manifest
 from recis_lightning.data.orc_writer import PartWriter
 from recis_lightning.schema import did_you_mean
@@ -50,9 +50,8 @@ def hold_out(
     with ExitStack() as stack:
         writers = {name: stack.enter_context(PartWriter(Path(out, name), part_rows)) for name in counts}
         for file in manifest.files:
-            reader = orc.ORCFile(file.path)
-            for stripe in range(reader.nstripes):
-                rows = pa.table(reader.read_stripe(stripe))
+            for stripe in range(len(file.stripe_rows)):
+                rows = pa.Table.from_batches([read_stripe(file.path, file.format, stripe)])
                 held_out_B = is_held_out(rows[column].combine_chunks(), share, seed)
                 for name, chosen_B in ((SEEN, ~held_out_B), (HELD_OUT, held_out_B)):
                     writers[name].write(rows.filter(pa.array(chosen_B)))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
-from pyarrow import orc
 
+from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.schema import did_you_mean
@@ -40,7 +40,7 @@ class KeptRows:
             tables = [self._rest[stream]]
             for piece in next(self._pieces[stream]).pieces:
                 file, stripe = self.manifest.locate(piece.stripe)
-                rows = orc.ORCFile(file.path).read_stripe(stripe, columns=self.columns)
+                rows = read_stripe(file.path, file.format, stripe, self.columns)
                 tables.append(pa.Table.from_batches([rows]).slice(piece.first, piece.rows).select(self.columns))
             self._rest[stream] = pa.concat_tables(tables)
         taken = self._rest[stream].slice(0, last - first)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import orc
 
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.formats import SUFFIXES, Format, format_of, plain_type, read_parquet_tail
 from recis_lightning.paths import expand_path
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -30,6 +31,7 @@ class OrcFile:
     nbytes: int
     stripe_rows: tuple[int, ...]
     columns: Mapping[str, pa.DataType]
+    format: Format = "orc"
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ class Manifest:
 def read_manifest(paths: Paths) -> tuple[Manifest, list[str]]:
     """Read the tails of all files; gives the manifest of those that could be read, and the problems of the others.
 
-    ``paths`` is a folder (its *.orc files, however deep, but none below names that begin with `.` or `_`), a file, a
-    glob, or a list of these; `${NAME}` stands for an environment variable. Files without rows are left out.
+    ``paths`` is a folder (its *.orc and *.parquet files, however deep, but none below names that begin with `.` or
+    `_`), a file, a glob, or a list of these; `${NAME}` stands for an environment variable. Files without rows are left
+    out.
     """
     found, problems = find_files(paths)
     files = []
@@ -138,10 +141,10 @@ def _list_folder(folder: str) -> list[str]:
     for parent, folders, names in os.walk(folder, followlinks=True):
         # Writers keep unfinished output below _temporary and the like.
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        found += [os.path.join(parent, name) for name in names if name.endswith(".orc") and name[0] not in "._"]
+        found += [os.path.join(parent, name) for name in names if name.endswith(SUFFIXES) and name[0] not in "._"]
     if not found:
         raise DataError(
-            f"{folder} holds no *.orc file, but {_list_names(folder)}; name another folder, "
+            f"{folder} holds no *.orc or *.parquet file, but {_list_names(folder)}; name another folder, "
             "or a glob for files that are named otherwise"
         )
     return sorted(os.path.abspath(path) for path in found)
@@ -160,8 +163,12 @@ def _list_names(folder: str) -> str:
 
 
 def read_tail(path: str) -> OrcFile:
-    """Read one file's tail; DataError says why it is no ORC file."""
+    """Read one file's tail; DataError says why it is neither ORC nor Parquet."""
     try:
+        if _read_head(path) == b"PAR1":
+            groups, types = read_parquet_tail(path)
+            nbytes = os.path.getsize(path)
+            return OrcFile(path=path, nbytes=nbytes, stripe_rows=tuple(groups), columns=types, format="parquet")
         file = orc.ORCFile(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(_explain_unreadable(path, error)) from error
@@ -169,8 +176,13 @@ def read_tail(path: str) -> OrcFile:
     rows = _parse_stripe_rows(tail()) if tail else None
     if rows is None or len(rows) != file.nstripes:
         rows = _count_stripe_rows(file)
-    columns = {field.name: field.type for field in file.schema}
+    columns = {field.name: plain_type(field.type) for field in file.schema}
     return OrcFile(path=path, nbytes=os.path.getsize(path), stripe_rows=tuple(rows), columns=columns)
+
+
+def _read_head(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(4)
 
 
 def _explain_unreadable(path: str, error: Exception) -> str:
@@ -179,13 +191,16 @@ def _explain_unreadable(path: str, error: Exception) -> str:
     nbytes = os.path.getsize(path)
     if nbytes == 0:
         return f"{path} is empty (0 bytes), so whatever wrote it did not finish; write it again, or delete it"
-    with open(path, "rb") as stream:
-        head = stream.read(4)
-    if head[:3] != b"ORC":
-        kind = "a Parquet file" if head == b"PAR1" else "a gzip file" if head[:2] == b"\x1f\x8b" else "something else"
-        return f"{path} is no ORC file but {kind} (begins with {head!r}, need b'ORC'); convert it, or leave it out"
+    head = _read_head(path)
+    if format_of(head) is None:
+        kind = "a gzip file" if head[:2] == b"\x1f\x8b" else "something else"
+        return (
+            f"{path} is no ORC or Parquet file but {kind} (begins with {head!r}, need b'ORC' or b'PAR1'); "
+            "convert it (recis data convert), or leave it out"
+        )
+    name = "ORC" if format_of(head) == "orc" else "Parquet"
     return (
-        f"{path} is truncated or damaged: {nbytes} bytes begin as ORC, but the tail can't be read ({error}); "
+        f"{path} is truncated or damaged: {nbytes} bytes begin as {name}, but the tail can't be read ({error}); "
         "copy or write it again"
     )
 

@@ -4,9 +4,9 @@ from collections import Counter
 from threading import Lock
 
 import pyarrow as pa
-from pyarrow import orc
 
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest
 
 KEPT_BYTES = 256 * 2**20
@@ -49,7 +49,7 @@ class StripeReader:
     def _decode(self, stripe: int) -> pa.RecordBatch:
         file, index = self.manifest.locate(stripe)
         try:
-            batch = orc.ORCFile(file.path).read_stripe(index, columns=self._names)
+            batch = read_stripe(file.path, file.format, index, self._names)
         except (OSError, pa.ArrowException) as error:
             where = self.manifest.describe_rows(stripe, 0, file.stripe_rows[index])
             raise DataError(f"{where}: can't be decoded ({error}); copy or write the file again") from error

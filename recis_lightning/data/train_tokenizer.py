@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from pyarrow import orc
 
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest, Paths, read_manifest
 from recis_lightning.llm_extra import import_llm
 from recis_lightning.schema import did_you_mean
@@ -71,9 +71,8 @@ def read_texts(paths: Paths, column: str, max_texts: int) -> Iterator[str]:
         raise DataError(problems)
     seen: set[bytes] = set()
     for file in manifest.files:
-        reader = orc.ORCFile(file.path)
-        for stripe in range(reader.nstripes):
-            for text in pc.unique(reader.read_stripe(stripe, columns=[column]).column(column)).to_pylist():
+        for stripe in range(len(file.stripe_rows)):
+            for text in pc.unique(read_stripe(file.path, file.format, stripe, [column]).column(column)).to_pylist():
                 key = xxhash.xxh3_128_digest(text.encode()) if text else b""
                 if not text or key in seen:
                     continue

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from pyarrow import orc
 from torch import Tensor
 
 from recis_lightning.data.check import find_mismatches
 from recis_lightning.data.columns import to_list_buffers
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest, Paths, read_manifest
 from recis_lightning.data.tokens import find_tokenizer_problems
 from recis_lightning.ragged import Ragged
@@ -99,9 +99,8 @@ def _write(tower: TextTower, manifest: Manifest, id_column: str, column: Column,
 
 def _read(manifest: Manifest, columns: list[str]) -> Iterator[pa.RecordBatch]:
     for file in manifest.files:
-        reader = orc.ORCFile(file.path)
-        for stripe in range(reader.nstripes):
-            yield reader.read_stripe(stripe, columns=columns)
+        for stripe in range(len(file.stripe_rows)):
+            yield read_stripe(file.path, file.format, stripe, columns)
 
 
 def _find_new(

@@ -7,6 +7,7 @@ recis text train-tokenizer DATA --column C --out FILE          train a tokenizer
 recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors of items
 recis tables inspect PATH                                      what the tables of a checkpoint hold
 recis features plan | fit --config recipe.yaml                 show how transforms run, and fit them to data
+recis data convert FILE ... --out FOLDER                       CSV, JSON lines, Parquet, public data sets into ORC
 recis data convert-fg FG.json [MC.json]                        the schema of RecIS's feature configuration
 recis export --config recipe.yaml --ckpt x.ckpt --out FOLDER   files that score without this package
 recis doctor                                                   what is installed, and which kernels run
@@ -30,7 +31,7 @@ STAGES = {
     "predict": "score data with a checkpoint",
 }
 COMMANDS = STAGES | {
-    "data": "make data (synth), split them (hold-out), read RecIS's feature configuration (convert-fg)",
+    "data": "make data (synth), convert them (convert), split them (hold-out), read RecIS's configuration (convert-fg)",
     "text": "train a tokenizer (train-tokenizer), and write item vectors (export-vectors)",
     "tables": "look into tables (inspect)",
     "features": "show the plan of a recipe's transforms, or fit them to data (recis features plan | fit)",
@@ -117,7 +118,7 @@ def dispatch(command: str, arguments: list[str]) -> int:
 
 
 def run_data(arguments: list[str]) -> int:
-    from recis_lightning.data import convert_command, hold_out_command, synth_command
+    from recis_lightning.data import convert_command, convert_files_command, hold_out_command, synth_command
     from recis_lightning.data.convert_fg import FgError
 
     parser = argparse.ArgumentParser("recis data", description="Make data, split them, and describe those there are.")
@@ -128,6 +129,9 @@ def run_data(arguments: list[str]) -> int:
     hold_out = commands.add_parser("hold-out", help="part rows by the values of a column, e.g. items never trained on")
     hold_out_command.add_arguments(hold_out)
     hold_out.set_defaults(run=hold_out_command.run)
+    files = commands.add_parser("convert", help="CSV, TSV, JSON lines, Parquet, Criteo, MovieLens, Amazon into ORC")
+    convert_files_command.add_arguments(files)
+    files.set_defaults(run=convert_files_command.run)
     convert = commands.add_parser("convert-fg", help="the schema of RecIS's feature configuration (fg.json, mc.json)")
     convert_command.add_arguments(convert)
     convert.set_defaults(run=convert_command.run)

@@ -82,6 +82,15 @@ def _type_name(dtype: pa.DataType) -> str | None:
     return "decimal" if pa.types.is_decimal(dtype) else _NAMES.get(dtype)
 
 
+def stored_type(column: Column) -> pa.DataType:
+    """The type to write a column as, for files that fit its declaration."""
+    kinds = {"timestamp": pa.timestamp("ns"), "decimal": pa.decimal128(18, 6)}
+    dtype = kinds.get(column.dtype) or _TYPES[column.dtype]
+    for _ in range(_stored_levels(column)):
+        dtype = pa.list_(dtype)
+    return dtype
+
+
 def _describe_files(files: Sequence[OrcFile], total: int) -> str:
     if len(files) == 1:
         return files[0].path

@@ -18,11 +18,11 @@ class PartWriter:
     written: a folder is whole, or holds nothing.
     """
 
-    def __init__(self, folder: str | Path, part_rows: int) -> None:
+    def __init__(self, folder: str | Path, part_rows: int, stripe_bytes: int = STRIPE_BYTES) -> None:
         if part_rows < 1:
             raise ValueError(f"part_rows is {part_rows}; write at least one row a part")
         self.folder = Path(folder)
-        self.part_rows = part_rows
+        self.part_rows, self.stripe_bytes = part_rows, stripe_bytes
         self.paths: list[Path] = []
         self._writer: pyarrow.orc.ORCWriter | None = None
         self._room = 0
@@ -49,14 +49,14 @@ class PartWriter:
                 self._open_part()
             count = min(self._room, len(rows) - start)
             assert self._writer is not None
-            self._writer.write(rows.slice(start, count))
+            self._writer.write(_slice(rows, start, count))
             self._room -= count
             start += count
 
     def _open_part(self) -> None:
         self._close_part()
         path = self.folder / f"part-{len(self.paths):05d}.orc"
-        self._writer = pyarrow.orc.ORCWriter(str(path), compression="zstd", stripe_size=STRIPE_BYTES)
+        self._writer = pyarrow.orc.ORCWriter(str(path), compression="zstd", stripe_size=self.stripe_bytes)
         self.paths.append(path)
         self._room = self.part_rows
 
@@ -64,3 +64,10 @@ class PartWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _slice(rows: pa.Table, start: int, count: int) -> pa.Table:
+    if start == 0 or not any(pa.types.is_struct(field.type) for field in rows.schema):
+        return rows.slice(start, count)
+    # pyarrow writes a slice of structs with the nulls of other rows.
+    return rows.take(pa.array(range(start, start + count)))

@@ -55,3 +55,10 @@ def test_an_error_on_the_way_leaves_no_part_behind(tmp_path: Path) -> None:
 def test_a_part_of_no_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="part_rows is 0"):
         PartWriter(tmp_path, 0)
+
+
+def test_structs_keep_their_nulls_over_parts(tmp_path: Path) -> None:
+    rows = pa.table({"user": pa.array([{"age": 1}, None, {"age": None}, {"age": 4}, None])})
+    with PartWriter(tmp_path, part_rows=2) as writer:
+        writer.write(rows)
+    assert [row for path in writer.paths for row in pyarrow.orc.read_table(path).to_pylist()] == rows.to_pylist()

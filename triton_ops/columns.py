@@ -62,4 +62,5 @@ def high_product(typing_context, left, right):  # type: ignore[no-untyped-def]
 # Inside kernels: numba.carray(int64_at(address), count) is the column at an address.
 int64_at = _pointer_to(types.int64)
 int32_at = _pointer_to(types.int32)
+uint8_at = _pointer_to(types.uint8)
 float32_at = _pointer_to(types.float32)

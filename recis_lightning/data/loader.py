@@ -9,9 +9,11 @@ from typing import Any
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.packing import BatchPacker
 from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.data.stream import Pipeline
 from recis_lightning.data.stripes import StripeReader
+from recis_lightning.data.window import WindowPacker
 from recis_lightning.ragged import Batch
 
 
@@ -61,6 +63,8 @@ class OrcLoader:
             "rows": manifest.rows,
             "fingerprint": manifest.fingerprint,
         }
+        # Kept from epoch to epoch, with the memory they use again.
+        self._windows, self._packer = WindowPacker(manifest, selection), BatchPacker(selection)
         self._first_epoch, self._epoch_limit = first_epoch, epoch_limit
         self._next_epoch: int | None = None
         self._resume: tuple[int, int] | None = None
@@ -94,7 +98,8 @@ class OrcLoader:
 
         plan = EpochPlan(self.manifest.stripe_rows, self.order, epoch)
         stripes = StripeReader(self.manifest, self._file_columns(), plan.border_uses(self._streams))
-        return Pipeline(stripes, self.selection, plan, self._streams, step, token, self._read_threads, self._prefetch)
+        threads, prefetch = self._read_threads, self._prefetch
+        return Pipeline(stripes, self._windows, self._packer, plan, self._streams, step, token, threads, prefetch)
 
     def _file_columns(self) -> list[str]:
         """What to read of the files, which all have the same columns of those that are declared."""

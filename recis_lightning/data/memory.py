@@ -24,8 +24,8 @@ class BufferPool:
         """A tensor of ``nbytes`` bytes, 64-byte aligned, whose content means nothing."""
         if not nbytes:
             return torch.empty(0, dtype=torch.uint8)  # an empty array of NumPy's has no stride to view it by
-        memory = self._free.pop() if self._free else None
-        if memory is None or len(memory) < nbytes:
+        memory = self._take_free(nbytes)
+        if memory is None:
             # An eighth more, so that the next buffer, a little larger, finds room in this one. From NumPy, since it
             # asks for huge pages where they pay; torch leaves that to an environment variable.
             memory = np.empty(nbytes + nbytes // 8 + ALIGNMENT, np.uint8)
@@ -34,3 +34,17 @@ class BufferPool:
         handle = memory[:nbytes]
         weakref.finalize(handle, self._free.append, memory).atexit = False
         return torch.from_numpy(handle)
+
+    def _take_free(self, nbytes: int) -> NDArray[np.uint8] | None:
+        """The free buffer that fits best; where none is large enough, the last one makes room for a larger."""
+        for _ in range(len(self._free)):
+            try:
+                memory = self._free.pop()
+            except IndexError:  # another thread was faster
+                break
+            if len(memory) >= nbytes:
+                return memory
+            self._free.appendleft(memory)
+        if self._free:
+            self._free.popleft()
+        return None

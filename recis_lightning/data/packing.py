@@ -3,6 +3,7 @@
 B batch rows, I id columns, F dense columns, L list columns of one dtype
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -68,23 +69,20 @@ class BatchPacker:
             if span.block.problem is not None and span.block.problem.place < span.last:
                 raise span.block.problem.error
         rows = sum(span.last - span.first for span in spans)
-        pack = kernels()
-        plan = self._plan(rows, self._count_values(pack, spans))
+        pack, sources = kernels(), _Sources.of(spans, self.selection)
+        plan = self._plan(rows, self._count_values(pack, sources))
         buffer = self._pool.take(plan.nbytes)
-        self._fill(pack, buffer.numpy(), plan, spans, rows)
+        self._fill(pack, buffer.numpy(), plan, sources, rows)
+        _fill_vectors(buffer.numpy().view(np.float32), plan, spans)
         return Batch(buffer, plan.layout, rows, token)
 
-    def _count_values(self, pack: Kernels, spans: Sequence[Span]) -> NDArray[np.int64]:
-        counts_I = np.zeros(len(self.selection.ids), np.int64)
-        kinds = (self.selection.word_lists, self.selection.float_lists, self.selection.byte_lists)
-        list_counts = np.zeros(sum(map(len, kinds)), np.int64)
-        for block, first, last in spans:
-            pack.count_present(block.present_IR, block.complete_I, first, last, counts_I)
-            if len(list_counts):
-                list_counts += np.concatenate(
-                    [lists.count(first, last) for lists in (block.word_lists, block.float_lists, block.byte_lists)]
-                )
-        return np.concatenate([counts_I, list_counts])
+    def _count_values(self, pack: Kernels, sources: "_Sources") -> NDArray[np.int64]:
+        ends = list(itertools.accumulate(map(len, (self.selection.ids, *_list_columns(self.selection)))))
+        counts = np.zeros(ends[-1], np.int64)
+        pack.count_present(sources.present_PI, sources.spans_P2, counts[: ends[0]])
+        for lists, first, last in zip(sources.lists, ends, ends[1:], strict=False):
+            pack.count_lists(lists.offsets_PL, sources.spans_P2, counts[first:last])
+        return counts
 
     def _plan(self, rows: int, counts: NDArray[np.int64]) -> _Plan:
         key = rows.to_bytes(8, "little") + counts.tobytes()
@@ -92,51 +90,69 @@ class BatchPacker:
             self._key, self._last_plan = key, _plan_parts(self.selection, rows, counts.tolist())
         return self._last_plan
 
-    def _fill(self, pack: Kernels, buffer: NDArray[np.uint8], plan: _Plan, spans: Sequence[Span], rows: int) -> None:
+    def _fill(self, pack: Kernels, buffer: NDArray[np.uint8], plan: _Plan, sources: "_Sources", rows: int) -> None:
         words, floats = buffer.view(np.int64), buffer.view(np.float32)
         if not rows:
             buffer[:] = 0  # all there is are offsets of one 0
+            return
         for start, stop in plan.gaps:
             buffer[start:stop] = 0
         if plan.shared_offsets >= 0:
             words[plan.shared_offsets : plan.shared_offsets + rows + 1] = np.arange(rows + 1)
-        filled_I = np.zeros(len(plan.ids.values), np.int64)
-        filled_words, filled_floats, filled_bytes = (
-            np.zeros(len(starts.values), np.int64) for starts in (plan.word_lists, plan.float_lists, plan.byte_lists)
-        )
-        row = 0
-        for block, first, last in spans:
-            pack.append_rows(
-                block.ids_IR,
-                block.present_IR,
-                block.complete_I,
-                block.dense_FR,
-                first,
-                last,
-                words,
-                floats,
-                *plan.ids,
-                plan.dense_F,
-                row,
-                filled_I,
-            )
-            for lists, starts, typed, filled in (
-                (block.word_lists, plan.word_lists, words, filled_words),
-                (block.float_lists, plan.float_lists, floats, filled_floats),
-                (block.byte_lists, plan.byte_lists, buffer, filled_bytes),
-            ):
-                if len(filled):
-                    pack.append_lists(
-                        lists.offsets_LR, lists.values, lists.starts_L, first, last, words, typed, *starts, row, filled
-                    )
-            for vector_RD, start in zip(block.vectors, plan.vectors, strict=True):
-                dim = vector_RD.shape[1]
-                at = start + row * dim
-                floats[at : at + (last - first) * dim] = vector_RD[first:last].reshape(-1)
-            row += last - first
+        singles = (sources.ids_PI, sources.present_PI, sources.dense_PF, sources.spans_P2)
+        pack.append_rows(*singles, words, floats, *plan.ids, plan.dense_F)
+        starts = (plan.word_lists, plan.float_lists, plan.byte_lists)
+        buffers: tuple[NDArray[Any], ...] = (words, floats, buffer)
+        for lists, typed, targets in zip(sources.lists, buffers, starts, strict=True):
+            pack.append_lists(*lists, sources.spans_P2, words, typed, *targets)
         for start, count in plan.inner_offsets:
             words[start] = 0
             np.cumsum(words[start + 1 : start + 1 + count], out=words[start + 1 : start + 1 + count])
+
+
+def _fill_vectors(floats: NDArray[np.float32], plan: _Plan, spans: Sequence[Span]) -> None:
+    row = 0
+    for block, first, last in spans:
+        for vector_RD, start in zip(block.vectors, plan.vectors, strict=True):
+            dim = vector_RD.shape[1]
+            at = start + row * dim
+            floats[at : at + (last - first) * dim] = vector_RD[first:last].reshape(-1)
+        row += last - first
+
+
+def _list_columns(selection: Selection) -> tuple[tuple[Column, ...], ...]:
+    """The columns packed as lists, by dtype: int64, float32, uint8."""
+    return selection.word_lists, selection.float_lists, selection.byte_lists
+
+
+class _ListSources(NamedTuple):
+    """The lists of one dtype."""
+
+    offsets_PL: NDArray[np.int64]
+    starts_PL: NDArray[np.int64]
+
+
+class _Sources(NamedTuple):
+    """Where the rows of a batch lie: of each of P spans and each column as `window.Block`."""
+
+    spans_P2: NDArray[np.int64]
+    ids_PI: NDArray[np.int64]
+    present_PI: NDArray[np.int64]
+    dense_PF: NDArray[np.int64]
+    lists: tuple[_ListSources, ...]
+    """Of each dtype."""
+
+    @staticmethod
+    def of(spans: Sequence[Span], selection: Selection) -> "_Sources":
+        lengths = [len(selection.ids)] * 2 + [len(selection.dense)]
+        lengths += [len(columns) for columns in _list_columns(selection) for _ in range(2)]
+        ends = list(itertools.accumulate(lengths))
+        table = np.array([span.block.addresses for span in spans], np.int64).reshape(len(spans), ends[-1])
+        parts = [table[:, end - length : end] for end, length in zip(ends, lengths, strict=True)]
+        spans_P2 = np.array([(span.first, span.last) for span in spans], np.int64).reshape(-1, 2)
+        ids_PI, present_PI, dense_PF = parts[:3]
+        lists = tuple(_ListSources(*pair) for pair in zip(parts[3::2], parts[4::2], strict=True))
+        return _Sources(spans_P2, ids_PI, present_PI, dense_PF, lists)
 
 
 def _plan_parts(selection: Selection, rows: int, counts: Sequence[int]) -> _Plan:

@@ -160,8 +160,10 @@ class EpochPlan:
         """Which stripe of the line holds a row of the line."""
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def row_order(self, window: Window) -> NDArray[np.int64]:
-        """Which row of a window comes first, second, ...: int64 [rows]."""
+    def row_order(self, window: Window) -> NDArray[np.int64] | None:
+        """Which row of a window comes first, second, ...: int64 [rows]; None for the order in which they lie."""
+        if not self.order.shuffle:
+            return None
         return self._shuffled(window.rows, _WINDOWS, window.stream, window.number)
 
     def border_uses(self, streams: Sequence[int]) -> Counter[int]:
@@ -190,10 +192,11 @@ class EpochPlan:
         """The (stripe, row) of each row of a batch, in its order: the definition, for tests and small tools."""
         found = []
         for stream in streams:
-            line = []
+            line: list[tuple[int, int]] = []
             for window in self.windows(stream):
                 rows = [(piece.stripe, row) for piece in window.pieces for row in range(piece.first, piece.last)]
-                line += [rows[index] for index in self.row_order(window)]
+                order = self.row_order(window)
+                line += rows if order is None else [rows[index] for index in order]
             first, last = self.span(step, stream)
             found += line[first:last]
         return found

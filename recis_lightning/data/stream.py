@@ -1,24 +1,22 @@
-"""Batches from a pipeline of threads: some decode stripes, some pack windows, one cuts batches.
+"""Batches from a pipeline of threads: some decode stripes and place their rows in windows, one cuts batches.
 
 The order is the plan's whatever the threads do: windows are asked for in the order of their first use, each is a
-function of its place in the plan alone, and one thread cuts the batches. Decoding takes longest by far, so its threads
-have nothing else to do, and wait for nothing. No thread holds a reference to the iterator, so that an abandoned one is
-collected, and cancels its pipeline.
+function of its place in the plan alone, and one thread cuts the batches. A stripe's rows are placed by the thread that
+decoded them: they are near still, and their memory serves for the next stripe. No thread holds a reference to the
+iterator, so that an abandoned one is collected, and cancels its pipeline.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
-import pyarrow as pa
-
-from recis_lightning.data.columns import Selection
+from recis_lightning.data.errors import DataError
 from recis_lightning.data.packing import BatchPacker, Span
 from recis_lightning.data.plan import EpochPlan, Window
 from recis_lightning.data.stripes import StripeReader
-from recis_lightning.data.window import Block, WindowPacker
+from recis_lightning.data.window import Block, Packing, WindowPacker
 from recis_lightning.ragged import Batch
 
 
@@ -77,7 +75,8 @@ class Pipeline:
     def __init__(
         self,
         stripes: StripeReader,
-        selection: Selection,
+        windows: WindowPacker,
+        packer: BatchPacker,
         plan: EpochPlan,
         streams: Sequence[int],
         first_step: int,
@@ -85,13 +84,11 @@ class Pipeline:
         read_threads: int,
         prefetch: int,
     ) -> None:
-        self._stripes, self._selection, self._plan, self._streams = stripes, selection, plan, streams
+        self._stripes, self._windows, self._packer = stripes, windows, packer
+        self._plan, self._streams = plan, streams
         self._first_step, self._token, self._read_threads = first_step, token, read_threads
-        self._windows = WindowPacker(stripes.manifest, selection)
         self._batches = Channel(prefetch)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="recis-read")
-        # A window is packed in a third to a half of the time it takes to decode.
-        self._packers = ThreadPoolExecutor((read_threads + 1) // 2, thread_name_prefix="recis-window")
         self._thread = threading.Thread(target=self._run, name="recis-batch", daemon=True)
         self._thread.start()
 
@@ -106,7 +103,7 @@ class Pipeline:
     def close(self) -> None:
         """End all threads and wait for them: no longer than the stripes take that are being decoded."""
         self.cancel()
-        self._end_pools(wait=False)
+        self._end_readers(wait=False)
         self._thread.join()
 
     def _run(self) -> None:
@@ -119,26 +116,35 @@ class Pipeline:
         except BaseException as error:
             self._batches.end(error)
         finally:
-            self._end_pools(wait=True)
+            self._end_readers(wait=True)
 
-    def _end_pools(self, wait: bool) -> None:
-        for pool in (self._readers, self._packers):
-            pool.shutdown(wait=wait, cancel_futures=True)
+    def _end_readers(self, wait: bool) -> None:
+        self._readers.shutdown(wait=wait, cancel_futures=True)
 
     def _pack(self) -> Iterator[Batch]:
-        packer = BatchPacker(self._selection)
         blocks = _ReadAhead(self._plan, self._streams, self._first_step, self._submit, self._read_threads)
         for step in range(self._first_step, self._plan.steps):
             spans = [span for stream in self._streams for span in blocks.take(stream, *self._plan.span(step, stream))]
-            yield packer.pack(spans, self._token(step + 1))
+            yield self._packer.pack(spans, self._token(step + 1))
 
-    def _submit(self, window: Window) -> Future[Block]:
-        stripes = deque(self._readers.submit(self._stripes.read, piece.stripe) for piece in window.pieces)
-        return self._packers.submit(self._pack_window, window, stripes)
+    def _submit(self, window: Window) -> Callable[[], Block]:
+        packing = self._windows.begin(window, self._plan.row_order(window))
+        pieces = [self._readers.submit(self._add, packing, index) for index in range(len(window.pieces))]
 
-    def _pack_window(self, window: Window, stripes: deque[Future[pa.RecordBatch]]) -> Block:
-        in_turn = (stripes.popleft() for _ in window.pieces)  # each is let go of as soon as it is packed
-        return self._windows.pack(window, self._plan.row_order(window), in_turn)
+        def finish() -> Block:
+            for piece in pieces:
+                piece.result()
+            return packing.finish()
+
+        return finish
+
+    def _add(self, packing: Packing, index: int) -> None:
+        try:
+            batch = self._stripes.read(packing.pieces[index].stripe)
+        except DataError as error:
+            packing.fail(index, error)
+        else:
+            packing.add(index, batch)
 
 
 class _ReadAhead:
@@ -152,13 +158,13 @@ class _ReadAhead:
         plan: EpochPlan,
         streams: Sequence[int],
         first_step: int,
-        submit: Callable[[Window], Future[Block]],
+        submit: Callable[[Window], Callable[[], Block]],  # starts to read; what it gives waits for the block
         read_threads: int,
     ) -> None:
         self._submit, self._read_threads = submit, read_threads
         self._order = plan.reading_order(streams, first_step)
         self._current: dict[int, Block] = {}
-        self._ahead: dict[int, deque[Future[Block]]] = {stream: deque() for stream in streams}
+        self._ahead: dict[int, deque[Callable[[], Block]]] = {stream: deque() for stream in streams}
         self._room = plan.order.window_rows * len(streams) // plan.order.streams
         self._rows_ahead: deque[int] = deque()
 
@@ -177,7 +183,7 @@ class _ReadAhead:
 
     def _advance(self, stream: int) -> Block:
         self._top_up()
-        block = self._ahead[stream].popleft().result()
+        block = self._ahead[stream].popleft()()
         self._rows_ahead.popleft()
         self._current[stream] = block
         self._top_up()

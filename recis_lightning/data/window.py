@@ -3,9 +3,9 @@
 R rows of the block, I id columns, F dense columns, L list columns of one dtype, D numbers of a vector
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from recis_lightning.data.columns import (
+    NO_BITS,
     Selection,
     cut_columns,
     extract_columns,
@@ -28,23 +29,11 @@ from recis_lightning.data.memory import BufferPool
 from recis_lightning.data.plan import Piece, Window
 from recis_lightning.data.sources import find_unequal, lengths_of
 from recis_lightning.schema import Column
+from triton_ops.pack import types
 from triton_ops.pack.op import Kernels, kernels
 from triton_ops.pack.types import ListColumn
 
 _NO_FLAGS = np.empty(0, np.uint8)  # for dense columns, where a missing value is an error and not a flag
-
-
-@dataclass(frozen=True)
-class Lists:
-    """List columns of one dtype; row r of column l is values[starts_L[l] + offsets_LR[l, r] : ... [l, r + 1]]."""
-
-    offsets_LR: NDArray[np.int64]  # [L, R + 1]
-    values: NDArray[Any]
-    starts_L: NDArray[np.int64]
-
-    def count(self, first: int, last: int) -> NDArray[np.int64]:
-        """Values of each column in rows [first, last)."""
-        return self.offsets_LR[:, last] - self.offsets_LR[:, first]
 
 
 @dataclass(frozen=True)
@@ -57,38 +46,30 @@ class Problem:
 
 @dataclass(frozen=True)
 class Block:
-    """A window's rows, in the order in which batches take them."""
+    """A window's rows in the order in which batches take them: where columns lie, in memory of its own or Arrow's."""
 
     window: Window
-    ids_IR: NDArray[np.int64]
-    present_IR: NDArray[np.uint8]
-    complete_I: NDArray[np.bool_]
-    dense_FR: NDArray[np.float32]
-    word_lists: Lists
-    float_lists: Lists
-    byte_lists: Lists
+    addresses: NDArray[np.int64]
+    """One behind the other: of I int64 [R], of I uint8 [R] (1 where there is an id; address 0 where none is missing),
+    of F float32 [R], and for the list columns of each dtype of L int64 [R + 1], their offsets, and of L int64 [R],
+    which say where each row's values lie.
+    """
     vectors: tuple[NDArray[np.float32], ...]  # [R, D] each
+    owners: Sequence[Any]
+    """What holds the memory."""
     problem: Problem | None
 
 
 class WindowPacker:
-    """Packs windows of one data set into blocks; safe to call from several threads."""
+    """Packs windows of one data set into blocks."""
 
     def __init__(self, manifest: Manifest, selection: Selection) -> None:
         self._manifest, self._selection = manifest, selection
         self._pool = BufferPool()
 
-    def pack(self, window: Window, order: NDArray[np.int64], stripes: Iterable[Future[pa.RecordBatch]]) -> Block:
-        """Put row order[k] of the window at place k; ``stripes`` are those of its pieces, as they get decoded."""
-        packing = _Packing(self._manifest, self._selection, window, self._pool, kernels())
-        for rows, stripe in zip(_split(window, order), stripes, strict=True):
-            try:
-                batch = stripe.result()
-            except DataError as error:
-                packing.note(int(rows.places[0]), error)  # batches up to there can still be had
-            else:
-                packing.add(batch, rows)
-        return packing.finish()
+    def begin(self, window: Window, order: NDArray[np.int64] | None) -> "Packing":
+        """A block to be: row order[k] of the window comes to place k, without an order row k."""
+        return Packing(self._manifest, self._selection, window, order, self._pool)
 
 
 @dataclass(frozen=True)
@@ -98,81 +79,113 @@ class _Rows:
     piece: Piece
     rows: NDArray[np.uint32]
     places: NDArray[np.uint32]
+    is_whole: bool
+    """They are the whole block, in the order of the stripe."""
 
 
-def _split(window: Window, order: NDArray[np.int64]) -> Iterator[_Rows]:
-    if len(window.pieces) == 1:
-        (piece,) = window.pieces
-        yield _Rows(piece, (order + piece.first).astype(np.uint32), np.arange(len(order), dtype=np.uint32))
-        return
-    starts = np.cumsum([0, *(piece.rows for piece in window.pieces)])
-    piece_of = np.searchsorted(starts[1:-1], order, side="right")
-    places = np.argsort(piece_of, kind="stable").astype(np.uint32)
+def _split(window: Window, order: NDArray[np.int64] | None, pack: Kernels) -> Iterator[_Rows]:
+    """The rows of each piece."""
+    bounds = np.cumsum([0, *(piece.rows for piece in window.pieces)])
+    if order is None:
+        rows = places = np.arange(window.rows, dtype=np.uint32)
+        rows = np.concatenate([places[: piece.rows] for piece in window.pieces])
+    else:
+        rows, places = pack.group_rows(order, bounds)
     for index, piece in enumerate(window.pieces):
-        own = places[starts[index] : starts[index + 1]]
-        yield _Rows(piece, (order[own] + (piece.first - starts[index])).astype(np.uint32), own)
+        own = slice(bounds[index], bounds[index + 1])
+        is_whole = order is None and len(window.pieces) == 1
+        yield _Rows(piece, rows[own] + np.uint32(piece.first), places[own], is_whole)
 
 
-class _Packing:
-    """A block under construction."""
+class Packing:
+    """A block under construction: `add` its pieces, from several threads in any order, then `finish` it."""
 
     def __init__(
-        self, manifest: Manifest, selection: Selection, window: Window, pool: BufferPool, pack: Kernels
+        self,
+        manifest: Manifest,
+        selection: Selection,
+        window: Window,
+        order: NDArray[np.int64] | None,
+        pool: BufferPool,
     ) -> None:
-        self._manifest, self._selection, self._window, self._pack = manifest, selection, window, pack
+        self._manifest, self._selection, self._window, self._pack = manifest, selection, window, kernels()
+        self._rows = list(_split(window, order, self._pack))
         ids, dense, rows = len(selection.ids), len(selection.dense), window.rows
-        # One piece of memory, wider types first so that all of it is aligned.
+        # One piece of memory, wider types first so that all of it is aligned. Pages that are not written cost nothing.
         memory = pool.take(rows * (8 * ids + 4 * dense + ids))
         ids_end, dense_end = 8 * ids * rows, (8 * ids + 4 * dense) * rows
         self._ids_IR = memory[:ids_end].view(torch.int64).view(ids, rows).numpy()
         self._dense_FR = memory[ids_end:dense_end].view(torch.float32).view(dense, rows).numpy()
         self._present_IR = memory[dense_end:].view(ids, rows).numpy()
-        self._present_IR[:] = 1
-        self._complete_I = np.ones(ids, np.bool_)
-        self._word_lists = _ListPacking(selection.word_lists, rows, torch.int64, pool, pack)
-        self._float_lists = _ListPacking(selection.float_lists, rows, torch.float32, pool, pack)
-        self._byte_lists = _ListPacking(selection.byte_lists, rows, torch.uint8, pool, pack)
+        self._ids_I, self._dense_F = _addresses(self._ids_IR), _addresses(self._dense_FR)
+        self._misses_I, self._has_flags_I = np.zeros(ids, np.bool_), np.zeros(ids, np.bool_)
         self._vectors = [
             pool.take(4 * rows * (column.dim or 1)).view(torch.float32).view(rows, -1).numpy()
             for column in selection.vectors
         ]
+        self._lists = (
+            _ListPacking(selection.word_lists, rows, np.int64, self._pack),
+            _ListPacking(selection.float_lists, rows, np.float32, self._pack),
+            _ListPacking(selection.byte_lists, rows, np.uint8, self._pack),
+        )
+        self._owners: list[Any] = [memory]
         self._problem: Problem | None = None
+        self._lock = Lock()
 
-    def add(self, batch: pa.RecordBatch, rows: _Rows) -> None:
-        """Place rows of a stripe."""
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return self._window.pieces
+
+    def add(self, index: int, batch: pa.RecordBatch) -> None:
+        """Put the rows of a piece, which lie in this stripe, where they belong."""
+        rows = self._rows[index]
         batch = extract_columns(batch, self._selection)
         self._compare_weights(batch, rows)  # before they are cut, which would hide it
         batch = cut_columns(batch, self._selection)
-        for index, column in enumerate(self._selection.ids):
-            missing = self._place(batch, rows, column, self._ids_IR[index], self._present_IR[index])
-            if missing and column.default is None:
-                self._complete_I[index] = False
-        for index, column in enumerate(self._selection.dense):
-            missing = self._place(batch, rows, column, self._dense_FR[index], _NO_FLAGS)
-            if missing and column.default is None:
-                self._note_fault(batch, rows, column)
-        for column, target in zip(self._selection.vectors, self._vectors, strict=True):
-            self._place_vectors(batch, rows, column, target)
-        for lists in (self._word_lists, self._float_lists, self._byte_lists):
-            for index, column in enumerate(lists.columns):
-                source, has_bad_strings = to_list_buffers(batch.column(column.name), column)
-                lengths = lists.add(index, source, batch, rows)
-                if has_bad_strings:
-                    self._note_fault(batch, rows, column, certain=False)
-                if column.layout == "optional_list" and (lengths[rows.places] > 1).any():
-                    self._note_fault(batch, rows, column)
+        for number, column in enumerate(self._selection.ids):
+            self._place_ids(batch, rows, column, number)
+        for number, column in enumerate(self._selection.dense):
+            self._place_dense(batch, rows, column, number)
+        for column, target_RD in zip(self._selection.vectors, self._vectors, strict=True):
+            self._place_vectors(batch, rows, column, target_RD)
+        for lists in self._lists:
+            for number, column in enumerate(lists.columns):
+                self._place_lists(batch, rows, column, lists, number)
 
-    def _place(
-        self, batch: pa.RecordBatch, rows: _Rows, column: Column, target: NDArray[Any], present: NDArray[np.uint8]
-    ) -> int:
-        to_column = to_buffers if column.layout == "scalar" else to_list_buffers
-        source, has_bad_strings = to_column(batch.column(column.name), column)
+    def fail(self, index: int, error: DataError) -> None:
+        """A piece can't be read: an error for the first batch that needs it, those before can still be had."""
+        self._note(int(self._rows[index].places[0]), error)
+
+    def finish(self) -> Block:
+        present_I = np.where(self._misses_I, _addresses(self._present_IR), 0)
+        lists = [addresses for each in self._lists for addresses in each.finish()]
+        addresses = np.concatenate([self._ids_I, present_I, self._dense_F, *lists])
+        owners = (*self._owners, self._lists)
+        return Block(self._window, addresses, tuple(self._vectors), owners, self._problem)
+
+    def _place_ids(self, batch: pa.RecordBatch, rows: _Rows, column: Column, number: int) -> None:
+        source, has_bad_strings = _buffers_of(batch, column)
+        target, present = self._ids_IR[number], self._present_IR[number]
+        if self._take_as_it_lies(source, rows, target.dtype, self._ids_I, number):
+            return
+        if column.default is None and (len(source.validity) or isinstance(source, ListColumn)):
+            with self._lock:
+                if not self._has_flags_I[number]:
+                    present[:] = 1
+                    self._has_flags_I[number] = True
         scan = self._pack.place_singles(source, rows.rows, rows.places, target, present, filler_of(column))
-        if has_bad_strings:
-            self._note_fault(batch, rows, column, certain=False)
-        if scan.unfit or scan.long:
-            self._note_fault(batch, rows, column)
-        return scan.missing
+        if scan.missing and column.default is None:
+            self._misses_I[number] = True
+        self._note_faults(batch, rows, column, scan.long > 0, has_bad_strings)
+
+    def _place_dense(self, batch: pa.RecordBatch, rows: _Rows, column: Column, number: int) -> None:
+        source, has_bad_strings = _buffers_of(batch, column)
+        target = self._dense_FR[number]
+        if self._take_as_it_lies(source, rows, target.dtype, self._dense_F, number):
+            return
+        scan = self._pack.place_singles(source, rows.rows, rows.places, target, _NO_FLAGS, filler_of(column))
+        is_missing = scan.missing > 0 and column.default is None
+        self._note_faults(batch, rows, column, is_missing or scan.unfit > 0 or scan.long > 0, has_bad_strings)
 
     def _place_vectors(
         self, batch: pa.RecordBatch, rows: _Rows, column: Column, target_RD: NDArray[np.float32]
@@ -188,37 +201,46 @@ class _Packing:
         if not whole.all():
             target_RD[rows.places[~whole]] = column.default if column.default is not None else 0
         is_short = bool((lengths[~whole] > 0).any()) or (column.default is None and not whole.all())
-        if has_bad_strings:
-            self._note_fault(batch, rows, column, certain=False)
-        if is_short or scan.unfit or (scan.missing and default is None):
-            self._note_fault(batch, rows, column)
+        are_certain = is_short or scan.unfit > 0 or (scan.missing > 0 and default is None)
+        self._note_faults(batch, rows, column, are_certain, has_bad_strings)
 
-    def finish(self) -> Block:
-        for lists in (self._word_lists, self._float_lists, self._byte_lists):
-            for column, batch, rows in lists.finish():
-                self._note_fault(batch, rows, column)
-        return Block(
-            window=self._window,
-            ids_IR=self._ids_IR,
-            present_IR=self._present_IR,
-            complete_I=self._complete_I,
-            dense_FR=self._dense_FR,
-            word_lists=self._word_lists.lists,
-            float_lists=self._float_lists.lists,
-            byte_lists=self._byte_lists.lists,
-            vectors=tuple(self._vectors),
-            problem=self._problem,
-        )
+    def _take_as_it_lies(
+        self,
+        source: types.Column | ListColumn,
+        rows: _Rows,
+        dtype: np.dtype,
+        addresses: NDArray[np.int64],
+        number: int,
+    ) -> bool:
+        """Let batches copy from the stripe itself, where it has what they take in the order in which they take it."""
+        if not rows.is_whole or isinstance(source, ListColumn) or len(source.validity) or source.values.dtype != dtype:
+            return False
+        addresses[number] = source.values.ctypes.data + rows.piece.first * dtype.itemsize
+        self._owners.append(source.values)
+        return True
+
+    def _place_lists(
+        self, batch: pa.RecordBatch, rows: _Rows, column: Column, lists: "_ListPacking", number: int
+    ) -> None:
+        source, has_bad_strings = to_list_buffers(batch.column(column.name), column)
+        has_faults = lists.add(number, source, rows)
+        is_long = column.layout == "optional_list" and bool((lists.lengths(number)[rows.places] > 1).any())
+        self._note_faults(batch, rows, column, is_long, has_bad_strings or has_faults)
 
     # -------------------------------------------------------------------------------------------------------- problems
 
-    def note(self, place: int, error: DataError) -> None:
+    def _note(self, place: int, error: DataError) -> None:
         """Keep the problem of the least place."""
-        if self._problem is None or place < self._problem.place:
-            self._problem = Problem(place, error)
+        with self._lock:
+            if self._problem is None or place < self._problem.place:
+                self._problem = Problem(place, error)
 
-    def _note_fault(self, batch: pa.RecordBatch, rows: _Rows, column: Column, certain: bool = True) -> None:
-        """Look for the first row with a fault, the slow way; not ``certain`` where only other rows may have one."""
+    def _note_faults(
+        self, batch: pa.RecordBatch, rows: _Rows, column: Column, are_certain: bool, are_possible: bool
+    ) -> None:
+        """Look for the first row with a fault, the slow way; where faults are but possible, others may have them."""
+        if not (are_certain or are_possible):
+            return
         array = batch.column(column.name)
         for row, place in zip(rows.rows.tolist(), rows.places.tolist(), strict=True):
             fault = find_fault(array[row].as_py(), column, self._selection)
@@ -226,13 +248,13 @@ class _Packing:
                 everywhere = " (as in all rows of this stripe)" if array.null_count == len(array) else ""
                 self._note_row(rows.piece, row, place, column, fault.replace("is missing", f"is missing{everywhere}"))
                 return
-        if certain:
+        if are_certain:
             raise AssertionError(f"column '{column.name}' has a fault that is not found")
 
     def _note_row(self, piece: Piece, row: int, place: int, column: Column, fault: str) -> None:
         where = self._manifest.describe_row(piece.stripe, row)
         role = self._selection.roles[column.name]
-        self.note(place, DataError(f"{where}: column '{column.name}', {role}, {fault}"))
+        self._note(place, DataError(f"{where}: column '{column.name}', {role}, {fault}"))
 
     def _compare_weights(self, batch: pa.RecordBatch, rows: _Rows) -> None:
         """Every row needs as many weights as ids."""
@@ -251,33 +273,47 @@ class _Packing:
 
 
 class _ListPacking:
-    """List columns of one dtype under construction: lengths first, values once all lengths are known."""
+    """List columns of one dtype under construction: how long rows are, and where in their stripes they lie."""
 
-    def __init__(
-        self, columns: Sequence[Column], rows: int, dtype: torch.dtype, pool: BufferPool, pack: Kernels
-    ) -> None:
-        self.columns, self._dtype, self._pool, self._pack = columns, dtype, pool, pack
+    def __init__(self, columns: Sequence[Column], rows: int, dtype: type[np.generic], pack: Kernels) -> None:
+        self.columns, self._dtype, self._pack = columns, np.dtype(dtype), pack
         self._offsets_LR = np.zeros((len(columns), rows + 1), np.int64)
-        self._sources: list[list[tuple[ListColumn, pa.RecordBatch, _Rows]]] = [[] for _ in columns]
+        self._starts_LR = np.zeros((len(columns), rows), np.int64)
+        self._sources: list[ListColumn] = []
 
-    def add(self, index: int, source: ListColumn, batch: pa.RecordBatch, rows: _Rows) -> NDArray[np.int64]:
-        """Note the rows of a column; gives the lengths of all rows so far, by place."""
-        lengths = self._offsets_LR[index, 1:]
-        self._pack.place_lengths(source, rows.rows, rows.places, lengths)
-        self._sources[index].append((source, batch, rows))
-        return lengths
+    def add(self, index: int, source: ListColumn, rows: _Rows) -> bool:
+        """Take a column's rows; whether some row of their stripe has a fault."""
+        source, has_faults = self._make_ready(source, self.columns[index])
+        self._pack.place_starts(source, rows.rows, rows.places, self.lengths(index), self._starts_LR[index])
+        self._sources.append(source)
+        return has_faults
 
-    def finish(self) -> Iterator[tuple[Column, pa.RecordBatch, _Rows]]:
-        """Turn lengths into offsets and place the values; gives what has a fault in it."""
+    def lengths(self, index: int) -> NDArray[np.int64]:
+        """Values of each row of a column, before `finish`."""
+        return self._offsets_LR[index, 1:]
+
+    def _make_ready(self, source: ListColumn, column: Column) -> tuple[ListColumn, bool]:
+        """Values without nulls, of the dtype of the batch: as they are where they are so already."""
+        if not len(source.value_validity) and source.values.dtype == self._dtype:
+            return source, False
+        every = np.arange(len(source.values), dtype=np.uint32)
+        values = np.empty(len(every), self._dtype)
+        singles = types.Column(source.values, source.value_validity)
+        scan = self._pack.place_singles(singles, every, every, values, _NO_FLAGS, filler_of(column))
+        has_faults = scan.unfit > 0 or (scan.missing > 0 and column.default is None)
+        return source._replace(values=values, value_validity=NO_BITS), has_faults
+
+    def finish(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Addresses of each column's offsets and of its rows' starts."""
         np.cumsum(self._offsets_LR, axis=1, out=self._offsets_LR)
-        starts_L = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._offsets_LR[:, -1])])
-        values = self._pool.take(int(starts_L[-1]) * self._dtype.itemsize).view(self._dtype).numpy()
-        self.lists = Lists(self._offsets_LR, values, starts_L[:-1])
-        for index, column in enumerate(self.columns):
-            target = values[starts_L[index] : starts_L[index + 1]]
-            for source, batch, rows in self._sources[index]:
-                offsets = self._offsets_LR[index]
-                scan = self._pack.place_lists(source, rows.rows, rows.places, offsets, target, filler_of(column))
-                if scan.unfit or (scan.missing and column.default is None):
-                    yield column, batch, rows
-        self._sources.clear()
+        return _addresses(self._offsets_LR), _addresses(self._starts_LR)
+
+
+def _addresses(array: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each row of an array lies."""
+    return array.ctypes.data + array.strides[0] * np.arange(len(array), dtype=np.int64)
+
+
+def _buffers_of(batch: pa.RecordBatch, column: Column) -> tuple[types.Column | ListColumn, bool]:
+    to_column = to_buffers if column.layout == "scalar" else to_list_buffers
+    return to_column(batch.column(column.name), column)

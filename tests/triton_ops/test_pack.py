@@ -105,12 +105,17 @@ def test_place_singles_counts_longer_lists(pack: Kernels) -> None:
     assert (target, scan) == ([7, 9], Scan(missing=0, unfit=0, long=1))
 
 
+def test_place_starts_says_how_long_rows_are_and_where_they_lie(pack: Kernels) -> None:
+    source = list_column([[5, 6], None, [7], []], under_null=3)
+    lengths, starts = np.full(4, -5, np.int64), np.full(4, -5, np.int64)
+    pack.place_starts(source, indices([2, 1, 0, 3]), indices([0, 1, 2, 3]), lengths, starts)
+    assert lengths.tolist() == [1, 0, 2, 0]
+    assert (starts[[0, 2]] - source.values.ctypes.data).tolist() == [5 * 8, 0]
+
+
 def test_place_lists_puts_values_where_they_belong(pack: Kernels) -> None:
     source = list_column([[5, 6], None, [7], []], under_null=3)
     rows, places = indices([2, 1, 0, 3]), indices([0, 1, 2, 3])
-    lengths = np.full(4, -5, np.int64)
-    pack.place_lengths(source, rows, places, lengths)
-    assert lengths.tolist() == [1, 0, 2, 0]
     target = np.full(3, -5, np.int64)
     assert pack.place_lists(source, rows, places, np.array([0, 1, 1, 3]), target, None) == Scan(missing=0, unfit=0)
     assert target.tolist() == [7, 5, 6]
@@ -122,38 +127,40 @@ def test_place_lists_fills_nulls_inside_and_counts_them(pack: Kernels) -> None:
     assert (target.tolist(), scan) == ([5, 4, 6], Scan(missing=1, unfit=0))
 
 
+def test_group_rows_gives_each_piece_its_rows_by_rising_place(pack: Kernels) -> None:
+    rows, places = pack.group_rows(np.array([3, 0, 2, 1]), np.array([0, 2, 4]))
+    assert (rows.tolist(), places.tolist()) == ([0, 1, 1, 0], [1, 3, 0, 2])
+
+
+def addresses(arrays: list[NDArray[Any]]) -> NDArray[np.int64]:
+    """Where contiguous arrays lie: one span's row of a table."""
+    return np.array([[array.ctypes.data for array in arrays]], np.int64)
+
+
 def test_append_rows_leaves_missing_ids_out(pack: Kernels) -> None:
-    ids, present = np.array([[5, 99, 6]]), np.array([[1, 0, 1]], np.uint8)
-    words, dense = np.full(20, -5), np.array([[1, 2, 3]], np.float32)
-    filled = np.array([2])
-    pack.append_rows(
-        ids,
-        present,
-        np.array([False]),
-        dense,
-        0,
-        3,
-        words,
-        words.view(np.float32),
-        np.array([0]),
-        np.array([8]),
-        np.array([30]),
-        2,
-        filled,
-    )
-    assert words[:8].tolist() == [-5, -5, 5, 6, -5, -5, -5, -5]
-    assert words[8:15].tolist() == [-5, -5, 2, 3, 3, 4, -5]
-    assert words.view(np.float32)[32:35].tolist() == [1, 2, 3]
-    assert filled.tolist() == [4]
+    ids, present, dense = np.array([5, 99, 6]), np.array([1, 0, 1], np.uint8), np.array([1, 2, 3], np.float32)
+    words, spans = np.full(20, -5), np.array([[0, 3]])
+    sources = addresses([ids]), addresses([present]), addresses([dense])
+    counts = np.zeros(1, np.int64)
+    pack.count_present(sources[1], spans, counts)
+    assert counts.tolist() == [2]
+    pack.append_rows(*sources, spans, words, words.view(np.float32), np.array([0]), np.array([8]), np.array([30]))
+    assert words[:8].tolist() == [5, 6, -5, -5, -5, -5, -5, -5]
+    assert words[8:13].tolist() == [0, 1, 1, 2, -5]
+    assert words.view(np.float32)[30:33].tolist() == [1, 2, 3]
 
 
-def test_append_lists_goes_on_behind_what_is_there(pack: Kernels) -> None:
-    words, filled = np.full(12, -5), np.array([2])
-    offsets, values = np.array([[0, 1, 3, 3]]), np.array([4, 5, 6])
-    pack.append_lists(offsets, values, np.array([0]), 1, 3, words, words, np.array([0]), np.array([6]), 1, filled)
-    assert words[:6].tolist() == [-5, -5, 5, 6, -5, -5]
-    assert words[6:].tolist() == [-5, 2, 4, 4, -5, -5]
-    assert filled.tolist() == [4]
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.uint8])
+def test_append_lists_copies_from_where_rows_lie(pack: Kernels, dtype: Any) -> None:
+    values, words = np.array([4, 5, 6], dtype), np.full(12, -5)
+    offsets, starts = np.array([0, 1, 3, 3]), values.ctypes.data + values.itemsize * np.array([0, 1, 3])
+    spans, counts, typed = np.array([[1, 3]]), np.zeros(1, np.int64), words.view(dtype)
+    pack.count_lists(addresses([offsets]), spans, counts)
+    assert counts.tolist() == [2]
+    sources = addresses([offsets]), addresses([starts])
+    pack.append_lists(*sources, spans, words, typed, np.array([0]), np.array([6]))
+    assert typed[:2].tolist() == [5, 6]
+    assert words[6:10].tolist() == [0, 2, 2, -5]
 
 
 # ------------------------------------------------------------------------------------------ kernels against reference
@@ -195,13 +202,23 @@ def test_placement_kernels_equal_the_reference(case: Placement) -> None:
         scans = [implementation.place_singles(source, rows, places, target, present, default)]
         outcome = [target, present]
         if isinstance(source, ListColumn):
-            implementation.place_lengths(source, rows, places, lengths)
+            starts = np.zeros(size, np.int64)
+            implementation.place_starts(source, rows, places, lengths, starts)
             offsets = np.concatenate([[0], np.cumsum(lengths)])
             values = np.full(offsets[-1], -5, dtype)
             scans.append(implementation.place_lists(source, rows, places, offsets, values, default))
-            outcome += [lengths, values]
+            outcome += [lengths, starts, values]
         results.append((scans, [array.tobytes() for array in outcome]))
     assert results[0] == results[1]
+
+
+@given(pieces=st.lists(st.integers(1, 50), min_size=1, max_size=7), seed=st.integers(0, 99))
+def test_grouping_kernel_equals_the_reference(pieces: list[int], seed: int) -> None:
+    bounds = np.cumsum([0, *pieces])
+    order = np.random.default_rng(seed).permutation(bounds[-1])
+    rows, places = cpu.group_rows(order, bounds)
+    expected_rows, expected_places = reference.group_rows(order, bounds)
+    assert (rows.tolist(), places.tolist()) == (expected_rows.tolist(), expected_places.tolist())
 
 
 @settings(max_examples=40, deadline=None)
@@ -209,45 +226,38 @@ def test_placement_kernels_equal_the_reference(case: Placement) -> None:
 def test_append_kernels_equal_the_reference(data: st.DataObject, ids: int, dense: int, lists: int) -> None:
     rows = data.draw(st.sampled_from([1, 63, 130]))
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
-    ids_IR, dense_FR = random.integers(0, 99, (ids, rows)), random.random((dense, rows), np.float32)
-    complete_I = random.random(ids) < 0.4
-    present_IR = np.where(complete_I[:, None], 1, random.random((ids, rows)) < 0.7).astype(np.uint8)
-    lengths = random.integers(0, 4, (lists, rows))
-    offsets_LR = np.concatenate([np.zeros((lists, 1), np.int64), lengths.cumsum(1)], axis=1)
-    starts_L = np.concatenate([[0], offsets_LR[:, -1].cumsum()])[:-1].astype(np.int64)
-    values = random.integers(0, 99, int(offsets_LR[:, -1].sum()))
-    spans = [sorted(data.draw(st.tuples(st.integers(0, rows), st.integers(0, rows)))) for _ in range(3)]
+    dtype = data.draw(st.sampled_from([np.int64, np.float32, np.uint8]))
+    spans_P2 = np.array([sorted(data.draw(st.tuples(st.integers(0, rows), st.integers(0, rows)))) for _ in range(3)])
+    blocks = []
+    for _ in spans_P2:
+        ids_IR, dense_FR = random.integers(0, 99, (ids, rows)), random.random((dense, rows), np.float32)
+        present_IR = (random.random((ids, rows)) < 0.7).astype(np.uint8)
+        lengths_LR = random.integers(0, 4, (lists, rows))
+        offsets_LR = np.concatenate([np.zeros((lists, 1), np.int64), lengths_LR.cumsum(1)], axis=1)
+        values = random.integers(0, 99, 8).astype(dtype)
+        starts_LR = values.ctypes.data + values.itemsize * random.integers(0, 5, (lists, rows))
+        present_I = np.where(random.random(ids) < 0.4, 0, addresses(list(present_IR))[0])
+        blocks.append((ids_IR, present_IR, dense_FR, offsets_LR, starts_LR, values, present_I))
+    ids_PI, dense_PF, offsets_PL, starts_PL = (
+        np.concatenate([addresses(list(block[part])) for block in blocks]) for part in (0, 2, 3, 4)
+    )
+    present_PI = np.stack([block[-1] for block in blocks])
     room = 1000  # words for each part, more than any of them needs
     results = []
     for implementation in (reference, cpu):
-        counts_I, words = np.zeros(ids, np.int64), np.full(room * (2 * ids + dense + 2 * lists), -5)
-        filled_I, filled_L, row = np.zeros(ids, np.int64), np.zeros(lists, np.int64), 0
-        for first, last in spans:
-            implementation.count_present(present_IR, complete_I, first, last, counts_I)
-        total = sum(last - first for first, last in spans)
+        counts_I, counts_L = np.zeros(ids, np.int64), np.zeros(lists, np.int64)
+        words = np.full(room * (2 * ids + dense + 2 * lists), -5)
+        implementation.count_present(present_PI, spans_P2, counts_I)
+        implementation.count_lists(offsets_PL, spans_P2, counts_L)
+        total = int(np.diff(spans_P2).sum())
         values_I, offsets_I = room * np.arange(ids), room * np.arange(ids, 2 * ids)
         offsets_I = np.where(counts_I == total, -1, offsets_I)
         dense_F = 2 * room * np.arange(2 * ids, 2 * ids + dense)
         values_L, offsets_L = room * np.arange(2 * ids + dense, 2 * ids + dense + 2 * lists).reshape(2, lists)
-        for first, last in spans:
-            implementation.append_rows(
-                ids_IR,
-                present_IR,
-                complete_I,
-                dense_FR,
-                first,
-                last,
-                words,
-                words.view(np.float32),
-                values_I,
-                offsets_I,
-                dense_F,
-                row,
-                filled_I,
-            )
-            implementation.append_lists(
-                offsets_LR, values, starts_L, first, last, words, words, values_L, offsets_L, row, filled_L
-            )
-            row += last - first
-        results.append([array.tolist() for array in (counts_I, filled_I, filled_L, words)])
+        values_L = values_L * (8 // np.dtype(dtype).itemsize)
+        floats = words.view(np.float32)
+        implementation.append_rows(ids_PI, present_PI, dense_PF, spans_P2, words, floats, values_I, offsets_I, dense_F)
+        typed = words.view(dtype)
+        implementation.append_lists(offsets_PL, starts_PL, spans_P2, words, typed, values_L, offsets_L)
+        results.append([array.tobytes() for array in (counts_I, counts_L, words)])
     assert results[0] == results[1]

@@ -5,12 +5,18 @@ Placement reads at random and writes in order, which is two to three times faste
 twice the sum. Row numbers are uint32: a signed index is checked for wrap-around, and a wider one costs bandwidth.
 """
 
+from typing import Any
+
+import numba
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from triton_ops.columns import float32_at, int64_at, uint8_at
 from triton_ops.pack.types import LARGEST_WHOLE, Column, ListColumn, Scan
+from triton_ops.prefetch import LINE, prefetch
 
+_ROWS_AHEAD, _BYTES_AHEAD = 4, 512
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
@@ -109,17 +115,23 @@ def place_singles(
 
 
 @njit(nogil=True, cache=True)
-def _place_lengths(offsets, validity, rows, places, lengths):  # type: ignore[no-untyped-def]
+def _place_starts(origin, width, offsets, validity, rows, places, lengths, starts):  # type: ignore[no-untyped-def]
     for k in range(len(rows)):
-        row = rows[k]
+        row, place = rows[k], places[k]
         valid = len(validity) == 0 or _bit(validity, row) != 0
-        lengths[places[k]] = offsets[row + 1] - offsets[row] if valid else 0
+        lengths[place] = offsets[row + 1] - offsets[row] if valid else 0
+        starts[place] = origin + width * offsets[row]
 
 
-def place_lengths(
-    column: ListColumn, rows: NDArray[np.uint32], places: NDArray[np.uint32], lengths: NDArray[np.int64]
+def place_starts(
+    column: ListColumn,
+    rows: NDArray[np.uint32],
+    places: NDArray[np.uint32],
+    lengths: NDArray[np.int64],
+    starts: NDArray[np.int64],
 ) -> None:
-    _place_lengths(column.offsets, column.validity, rows, places, lengths)
+    values = column.values
+    _place_starts(values.ctypes.data, values.itemsize, column.offsets, column.validity, rows, places, lengths, starts)
 
 
 @njit(nogil=True, cache=True)
@@ -167,70 +179,143 @@ def place_lists(
     return Scan(*_gather_checked_lists(*column, rows, places, target_offsets, target, filler, limit))
 
 
+@njit(nogil=True, cache=True)
+def _group_rows(order, bounds, rows, places):  # type: ignore[no-untyped-def]
+    cursors = bounds[:-1].copy()
+    for place in range(len(order)):
+        row = order[place]
+        low, high = 0, len(cursors) - 1
+        while low < high:
+            middle = (low + high + 1) >> 1
+            if bounds[middle] <= row:
+                low = middle
+            else:
+                high = middle - 1
+        at = cursors[low]
+        cursors[low] = at + 1
+        rows[at], places[at] = row - bounds[low], place
+
+
+def group_rows(order: NDArray[np.int64], bounds: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    rows, places = np.empty(len(order), np.uint32), np.empty(len(order), np.uint32)
+    _group_rows(order, bounds, rows, places)
+    return rows, places
+
+
 @njit(inline="always")
-def _count_present(present_IR, column, first, last):  # type: ignore[no-untyped-def]
+def _count_present(present, first, last):  # type: ignore[no-untyped-def]
     count = 0
     for row in range(first, last):
-        count += present_IR[column, row]
+        count += present[row]
     return count
 
 
 @njit(nogil=True, cache=True)
-def count_present(present_IR, complete_I, first, last, counts_I):  # type: ignore[no-untyped-def]
-    for column in range(len(complete_I)):
-        counts_I[column] += last - first if complete_I[column] else _count_present(present_IR, column, first, last)
+def count_present(present_PI, spans_P2, counts_I):  # type: ignore[no-untyped-def]
+    for column in range(len(counts_I)):
+        for p in range(len(spans_P2)):
+            first, last, address = spans_P2[p, 0], spans_P2[p, 1], present_PI[p, column]
+            if address == 0:
+                counts_I[column] += last - first
+            else:
+                counts_I[column] += _count_present(numba.carray(uint8_at(address), last), first, last)
 
 
 @njit(nogil=True, cache=True)
 def append_rows(  # type: ignore[no-untyped-def]
-    ids_IR,
-    present_IR,
-    complete_I,
-    dense_FR,
-    first,
-    last,
-    words,
-    floats,
-    values_I,
-    offsets_I,
-    dense_F,
-    row,
-    filled_I,
+    ids_PI, present_PI, dense_PF, spans_P2, words, floats, values_I, offsets_I, dense_F
 ):
-    count = last - first
-    for column in range(len(ids_IR)):
-        at, begun = values_I[column] + filled_I[column], filled_I[column]
-        total = count if complete_I[column] else _count_present(present_IR, column, first, last)
-        filled_I[column] += total
-        start = offsets_I[column] + row
-        if total == count:
-            words[at : at + count] = ids_IR[column, first:last]
-            if offsets_I[column] >= 0:
-                for index in range(count + 1):
-                    words[start + index] = begun + index
-            continue
-        taken = 0
-        words[start] = begun
-        for index in range(count):
-            # Written whether there is an id or not, and then overwritten: branching on the id would often go wrong.
-            if taken < total:
-                words[at + taken] = ids_IR[column, first + index]
-            taken += present_IR[column, first + index]
-            words[start + 1 + index] = begun + taken
-    for column in range(len(dense_FR)):
-        at = dense_F[column] + row
-        floats[at : at + count] = dense_FR[column, first:last]
+    for column in range(len(values_I)):
+        value, offset = values_I[column], offsets_I[column]
+        filled = np.int64(0)
+        if offset >= 0:
+            words[offset] = 0
+        for p in range(len(spans_P2)):
+            first, last = spans_P2[p, 0], spans_P2[p, 1]
+            count = last - first
+            ids = numba.carray(int64_at(ids_PI[p, column]), last)
+            is_complete = present_PI[p, column] == 0
+            present = numba.carray(uint8_at(present_PI[p, column]), last)
+            total = count if is_complete else _count_present(present, first, last)
+            at = value + filled
+            if total == count:
+                words[at : at + count] = ids[first:last]
+                if offset >= 0:
+                    for index in range(count):
+                        words[offset + 1 + index] = filled + index + 1
+            else:
+                taken = np.int64(0)
+                for index in range(count):
+                    # Written whether there is an id or not, and then overwritten: branching on it would often go wrong.
+                    if taken < total:
+                        words[at + taken] = ids[first + index]
+                    taken += present[first + index]
+                    words[offset + 1 + index] = filled + taken
+            filled += total
+            if offset >= 0:
+                offset += count
+    for column in range(len(dense_F)):
+        at = dense_F[column]
+        for p in range(len(spans_P2)):
+            first, last = spans_P2[p, 0], spans_P2[p, 1]
+            floats[at : at + last - first] = numba.carray(float32_at(dense_PF[p, column]), last)[first:last]
+            at += last - first
 
 
 @njit(nogil=True, cache=True)
-def append_lists(  # type: ignore[no-untyped-def]
-    offsets_LR, values, starts_L, first, last, words, typed, values_L, offsets_L, row, filled_L
-):
-    for column in range(len(offsets_LR)):
-        origin, begun = offsets_LR[column, first], filled_L[column]
-        for index in range(last - first + 1):
-            words[offsets_L[column] + row + index] = begun + offsets_LR[column, first + index] - origin
-        count = offsets_LR[column, last] - origin
-        source, at = starts_L[column] + origin, values_L[column] + begun
-        typed[at : at + count] = values[source : source + count]
-        filled_L[column] += count
+def count_lists(offsets_PL, spans_P2, counts_L):  # type: ignore[no-untyped-def]
+    for column in range(len(counts_L)):
+        for p in range(len(spans_P2)):
+            first, last = spans_P2[p, 0], spans_P2[p, 1]
+            offsets = numba.carray(int64_at(offsets_PL[p, column]), last + 1)
+            counts_L[column] += offsets[last] - offsets[first]
+
+
+def _append_lists_of(values_at: Any, width: int) -> Any:
+    """The kernel for one type of values."""
+
+    @njit(nogil=True, cache=True)
+    def append(offsets_PL, starts_PL, spans_P2, words, typed, values_L, offsets_L):  # type: ignore[no-untyped-def]
+        for column in range(len(values_L)):
+            at, offset, filled = values_L[column], offsets_L[column], np.int64(0)
+            words[offset] = 0
+            for p in range(len(spans_P2)):
+                first, last = spans_P2[p, 0], spans_P2[p, 1]
+                offsets = numba.carray(int64_at(offsets_PL[p, column]), last + 1)
+                starts = numba.carray(int64_at(starts_PL[p, column]), last)
+                for row in range(first, last):
+                    length = offsets[row + 1] - offsets[row]
+                    # Rows lie anywhere in their stripes: asking ahead hides the way to memory.
+                    ahead = min(row + _ROWS_AHEAD, last - 1)
+                    extent = offsets[ahead + 1] - offsets[ahead]
+                    near = numba.carray(values_at(starts[ahead]), extent)
+                    for byte in range(0, min(extent * width, _BYTES_AHEAD), LINE):
+                        prefetch(near, byte)
+                    source = numba.carray(values_at(starts[row]), length)
+                    for index in range(length):
+                        typed[at + index] = source[index]
+                    at += length
+                    filled += length
+                    offset += 1
+                    words[offset] = filled
+
+    return append
+
+
+_APPEND_LISTS = {
+    np.dtype(np.int64): _append_lists_of(int64_at, 8),
+    np.dtype(np.float32): _append_lists_of(float32_at, 4),
+    np.dtype(np.uint8): _append_lists_of(uint8_at, 1),
+}
+
+
+def append_lists(
+    offsets_PL: NDArray[np.int64],
+    starts_PL: NDArray[np.int64],
+    spans_P2: NDArray[np.int64],
+    words: NDArray[np.int64],
+    typed: NDArray[np.generic],
+    values_L: NDArray[np.int64],
+    offsets_L: NDArray[np.int64],
+) -> None:
+    _APPEND_LISTS[typed.dtype](offsets_PL, starts_PL, spans_P2, words, typed, values_L, offsets_L)

@@ -4,7 +4,9 @@ All of it works on host memory, on the NumPy arrays that lie over Arrow's buffer
 shapes, since they are called for every column of every stripe: rows, places and offsets beyond an array's end would
 reach outside its memory. `default` None means that missing stays missing.
 
-R rows of a block, I id columns, F dense columns, L list columns
+What is appended may lie in many places, so it is named by address; whoever calls keeps it alive meanwhile.
+
+R rows of a block, P spans of rows of blocks, I id columns, F dense columns, L list columns
 """
 
 from typing import Protocol
@@ -37,14 +39,15 @@ class Kernels(Protocol):
         lists are counted. Integers go to int64 or float32, floats to float32.
         """
 
-    def place_lengths(
+    def place_starts(
         self,
         column: ListColumn,
         rows: NDArray[np.uint32],  # [n], row numbers in the column
         places: NDArray[np.uint32],  # [n], in [0, R)
         lengths: NDArray[np.int64],  # [R]
+        starts: NDArray[np.int64],  # [R], addresses of values; anything where the length is 0
     ) -> None:
-        """Put the lengths of rows where they belong: of [5, 6], null, [7] rows 2, 0, 1 to places 0, 1, 2 -> 1, 2, 0."""
+        """Say of rows how long they are and where they lie: of [5, 6], null, [7] rows 2, 0, 1 -> lengths 1, 2, 0."""
 
     def place_lists(
         self,
@@ -60,52 +63,57 @@ class Kernels(Protocol):
         A null inside a list gets the default, or 0, and is counted as missing.
         """
 
+    def group_rows(
+        self,
+        order: NDArray[np.int64],  # [R], a permutation
+        bounds: NDArray[np.int64],  # [P + 1], where each of P pieces begins among the R rows, and the end
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Each piece's rows and their places in the order: 3, 0, 2, 1, bounds 0, 2, 4 -> 0, 1, 1, 0 at 1, 3, 0, 2."""
+
     def count_present(
         self,
-        present_IR: NDArray[np.uint8],
-        complete_I: NDArray[np.bool_],  # columns that miss nothing; their rows of present are not looked at
-        first: int,
-        last: int,
+        present_PI: NDArray[np.int64],  # addresses of uint8 [R], 1 where there is an id; 0 where none misses
+        spans_P2: NDArray[np.int64],  # rows [first, last) of each span
         counts_I: NDArray[np.int64],
     ) -> None:
-        """Add to ``counts_I`` how many ids rows [first, last) have: present [[1, 0, 1]] -> [2]."""
+        """Add to ``counts_I`` how many ids the spans have: present [[1, 0, 1]], span 0 to 3 -> [2]."""
 
     def append_rows(
         self,
-        ids_IR: NDArray[np.int64],
-        present_IR: NDArray[np.uint8],
-        complete_I: NDArray[np.bool_],
-        dense_FR: NDArray[np.float32],
-        first: int,
-        last: int,
+        ids_PI: NDArray[np.int64],  # addresses of int64 [R]
+        present_PI: NDArray[np.int64],  # as for `count_present`
+        dense_PF: NDArray[np.int64],  # addresses of float32 [R]
+        spans_P2: NDArray[np.int64],  # rows [first, last) of each span
         words: NDArray[np.int64],  # the batch's buffer as int64
         floats: NDArray[np.float32],  # the same buffer as float32
         values_I: NDArray[np.int64],  # index in words of each column's values
         offsets_I: NDArray[np.int64],  # index in words of each column's offsets; -1: offsets are not written
         dense_F: NDArray[np.int64],  # index in floats of each column
-        row: int,  # rows of the batch that are filled already
-        filled_I: NDArray[np.int64],  # values of each column that are filled already; counted on
     ) -> None:
-        """Append rows [first, last) of a block: ids 5, missing, 6 behind 2 values -> 5, 6 and offsets 2, 3, 3, 4.
+        """Fill a batch with rows of P spans: ids 5, missing, 6 -> values 5, 6 and offsets 0, 1, 1, 2.
 
         Offsets may be left out (-1) only where none of the batch's rows misses an id.
         """
 
+    def count_lists(
+        self,
+        offsets_PL: NDArray[np.int64],  # addresses of int64 [R + 1]
+        spans_P2: NDArray[np.int64],  # rows [first, last) of each span
+        counts_L: NDArray[np.int64],
+    ) -> None:
+        """Add to ``counts_L`` how many values the spans' lists have: offsets 0, 2, 3, span 1 to 2 -> [1]."""
+
     def append_lists(
         self,
-        offsets_LR: NDArray[np.int64],  # [L, R + 1]
-        values: NDArray[np.generic],  # the values of all L columns, one behind the other
-        starts_L: NDArray[np.int64],  # where each column's values begin
-        first: int,
-        last: int,
+        offsets_PL: NDArray[np.int64],  # addresses of int64 [R + 1], whose differences are the lengths
+        starts_PL: NDArray[np.int64],  # addresses of int64 [R], each the address of a row's values
+        spans_P2: NDArray[np.int64],  # rows [first, last) of each span
         words: NDArray[np.int64],  # the batch's buffer as int64
-        typed: NDArray[np.generic],  # the same buffer as the dtype of values
+        typed: NDArray[np.generic],  # the same buffer as int64, float32 or uint8, what the values are
         values_L: NDArray[np.int64],  # index in typed of each column's values
         offsets_L: NDArray[np.int64],  # index in words of each column's offsets
-        row: int,  # rows of the batch that are filled already
-        filled_L: NDArray[np.int64],  # values of each column that are filled already; counted on
     ) -> None:
-        """Append rows [first, last) of list columns: [5, 6], [] behind 2 values -> 5, 6 and offsets 2, 4, 4."""
+        """Fill a batch with the lists of P spans: [5, 6], [] -> values 5, 6 and offsets 0, 2, 2."""
 
 
 _IMPLEMENTATIONS: dict[str, Kernels] = {"reference": reference, "cpu": cpu}

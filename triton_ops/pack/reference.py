@@ -1,5 +1,8 @@
 """The definition of packing, in NumPy: short rather than fast."""
 
+import ctypes
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,10 +62,15 @@ def place_singles(
     return Scan(int(is_missing.sum()), int(unfit.sum()), int(is_long.sum()))
 
 
-def place_lengths(
-    column: ListColumn, rows: NDArray[np.uint32], places: NDArray[np.uint32], lengths: NDArray[np.int64]
+def place_starts(
+    column: ListColumn,
+    rows: NDArray[np.uint32],
+    places: NDArray[np.uint32],
+    lengths: NDArray[np.int64],
+    starts: NDArray[np.int64],
 ) -> None:
     lengths[places] = _lengths(column, rows)
+    starts[places] = column.values.ctypes.data + column.values.itemsize * column.offsets[rows].astype(np.int64)
 
 
 def place_lists(
@@ -83,59 +91,76 @@ def place_lists(
     return Scan(missing, unfit)
 
 
-def count_present(
-    present_IR: NDArray[np.uint8], complete_I: NDArray[np.bool_], first: int, last: int, counts_I: NDArray[np.int64]
-) -> None:
-    counts_I += np.where(complete_I, last - first, present_IR[:, first:last].sum(axis=1, dtype=np.int64))
+def group_rows(order: NDArray[np.int64], bounds: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    piece_of = np.searchsorted(bounds[1:-1], order, side="right")
+    places = np.argsort(piece_of, kind="stable")
+    return (order - bounds[piece_of])[places].astype(np.uint32), places.astype(np.uint32)
+
+
+def _at(address: int, count: int, dtype: type[np.generic]) -> NDArray[Any]:
+    """A copy of what lies at an address."""
+    return np.frombuffer(ctypes.string_at(address, count * np.dtype(dtype).itemsize), dtype)
+
+
+def _present(address: int, first: int, last: int) -> NDArray[np.bool_]:
+    return _at(address + first, last - first, np.uint8).astype(np.bool_) if address else np.ones(last - first, np.bool_)
+
+
+def count_present(present_PI: NDArray[np.int64], spans_P2: NDArray[np.int64], counts_I: NDArray[np.int64]) -> None:
+    for addresses_I, (first, last) in zip(present_PI.tolist(), spans_P2.tolist(), strict=True):
+        counts_I += np.array([_present(address, first, last).sum() for address in addresses_I], np.int64)
 
 
 def append_rows(
-    ids_IR: NDArray[np.int64],
-    present_IR: NDArray[np.uint8],
-    complete_I: NDArray[np.bool_],
-    dense_FR: NDArray[np.float32],
-    first: int,
-    last: int,
+    ids_PI: NDArray[np.int64],
+    present_PI: NDArray[np.int64],
+    dense_PF: NDArray[np.int64],
+    spans_P2: NDArray[np.int64],
     words: NDArray[np.int64],
     floats: NDArray[np.float32],
     values_I: NDArray[np.int64],
     offsets_I: NDArray[np.int64],
     dense_F: NDArray[np.int64],
-    row: int,
-    filled_I: NDArray[np.int64],
 ) -> None:
-    count = last - first
-    for column in range(len(ids_IR)):
-        is_present = present_IR[column, first:last].astype(np.bool_) | complete_I[column]
-        values, offsets = ids_IR[column, first:last][is_present], np.concatenate([[0], np.cumsum(is_present)])
-        start = values_I[column] + filled_I[column]
-        words[start : start + len(values)] = values
-        if offsets_I[column] >= 0:
-            start = offsets_I[column] + row
-            words[start : start + count + 1] = filled_I[column] + offsets
-        filled_I[column] += len(values)
+    spans = spans_P2.tolist()
+    for column, (value, offset) in enumerate(zip(values_I, offsets_I, strict=True)):
+        present = np.concatenate([_present(int(present_PI[p, column]), *span) for p, span in enumerate(spans)])
+        ids = np.concatenate(
+            [_at(int(ids_PI[p, column]), last, np.int64)[first:] for p, (first, last) in enumerate(spans)]
+        )
+        words[value : value + present.sum()] = ids[present]
+        if offset >= 0:
+            words[offset : offset + len(ids) + 1] = np.concatenate([[0], np.cumsum(present)])
     for column, start in enumerate(dense_F):
-        floats[start + row : start + row + count] = dense_FR[column, first:last]
+        dense = [_at(int(dense_PF[p, column]), last, np.float32)[first:] for p, (first, last) in enumerate(spans)]
+        floats[start : start + sum(map(len, dense))] = np.concatenate(dense)
+
+
+def _span_offsets(address: int, first: int, last: int) -> NDArray[np.int64]:
+    return _at(address, last + 1, np.int64)[first:]
+
+
+def count_lists(offsets_PL: NDArray[np.int64], spans_P2: NDArray[np.int64], counts_L: NDArray[np.int64]) -> None:
+    for addresses_L, (first, last) in zip(offsets_PL.tolist(), spans_P2.tolist(), strict=True):
+        counts_L += np.array([np.ptp(_span_offsets(address, first, last)) for address in addresses_L], np.int64)
 
 
 def append_lists(
-    offsets_LR: NDArray[np.int64],
-    values: NDArray[np.generic],
-    starts_L: NDArray[np.int64],
-    first: int,
-    last: int,
+    offsets_PL: NDArray[np.int64],
+    starts_PL: NDArray[np.int64],
+    spans_P2: NDArray[np.int64],
     words: NDArray[np.int64],
     typed: NDArray[np.generic],
     values_L: NDArray[np.int64],
     offsets_L: NDArray[np.int64],
-    row: int,
-    filled_L: NDArray[np.int64],
 ) -> None:
-    for column in range(len(offsets_LR)):
-        offsets = offsets_LR[column, first : last + 1] - offsets_LR[column, first]
-        source, count = starts_L[column] + offsets_LR[column, first], offsets[-1]
-        start = values_L[column] + filled_L[column]
-        typed[start : start + count] = values[source : source + count]
-        start = offsets_L[column] + row
-        words[start : start + len(offsets)] = filled_L[column] + offsets
-        filled_L[column] += count
+    for column, (value, offset) in enumerate(zip(values_L, offsets_L, strict=True)):
+        at, lengths = int(value), [0]
+        for p, (first, last) in enumerate(spans_P2.tolist()):
+            starts = _at(int(starts_PL[p, column]), last, np.int64)[first:].tolist()
+            spans = np.diff(_span_offsets(int(offsets_PL[p, column]), first, last)).tolist()
+            for start, length in zip(starts, spans, strict=True):
+                typed[at : at + length] = _at(start, length, typed.dtype.type)
+                at += length
+            lengths += spans
+        words[offset : offset + len(lengths)] = np.cumsum(lengths)

@@ -5,11 +5,13 @@ dictionary of strings is strings, uint64 keeps its 64 bits as int64, narrower un
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import orc
+
+from recis_lightning.data.storage import open_input
 
 Format = Literal["orc", "parquet"]
 SUFFIXES = (".orc", ".parquet")
@@ -26,6 +28,14 @@ _PLAIN = {
     pa.uint64(): pa.int64(),
     pa.float16(): pa.float32(),
 }
+
+
+class StripeEntry(NamedTuple):
+    """What a file's tail says of a stripe."""
+
+    rows: int
+    span: tuple[int, int] | None
+    """First byte and number of bytes, where the tail tells them."""
 
 
 def format_of(head: bytes) -> Format | None:
@@ -56,18 +66,27 @@ def plain_type(dtype: pa.DataType) -> pa.DataType:
     return _PLAIN.get(dtype, dtype)
 
 
-def read_parquet_tail(path: str) -> tuple[list[int], Mapping[str, pa.DataType]]:
-    """Rows of each row group, and the columns with the types they are read as."""
-    metadata = pq.read_metadata(path)
-    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    return rows, {field.name: plain_type(field.type) for field in metadata.schema.to_arrow_schema()}
+def read_parquet_tail(path: str) -> tuple[list[StripeEntry], Mapping[str, pa.DataType]]:
+    """The row groups, and the columns with the types they are read as."""
+    metadata = pq.read_metadata(open_input(path))
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    return [_describe_group(group) for group in groups], {
+        field.name: plain_type(field.type) for field in metadata.schema.to_arrow_schema()
+    }
+
+
+def _describe_group(group: pq.RowGroupMetaData) -> StripeEntry:
+    columns = [group.column(index) for index in range(group.num_columns)]
+    # The dictionary of a column lies before its data, where there is one.
+    first = min((column.dictionary_page_offset or column.data_page_offset for column in columns), default=0)
+    return StripeEntry(group.num_rows, (first, sum(column.total_compressed_size for column in columns)))
 
 
 def read_stripe(path: str, kind: Format, stripe: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
     """One stripe, all columns or those named; OSError or ArrowException where it can't be decoded."""
     if kind == "orc":
-        return orc.ORCFile(path).read_stripe(stripe, columns=None if columns is None else list(columns))
-    with pq.ParquetFile(path) as file:
+        return orc.ORCFile(open_input(path)).read_stripe(stripe, columns=None if columns is None else list(columns))
+    with pq.ParquetFile(open_input(path)) as file:
         # One thread, since stripes are what threads share out among each other.
         table = file.read_row_group(stripe, columns=None if columns is None else list(columns), use_threads=False)
     return _to_batch(table)

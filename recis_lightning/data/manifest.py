@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pyarrow import orc
 
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.formats import SUFFIXES, Format, format_of, plain_type, read_parquet_tail
+from recis_lightning.data.formats import SUFFIXES, Format, StripeEntry, format_of, plain_type, read_parquet_tail
+from recis_lightning.data.storage import is_remote, list_files, open_input, read_range, size_of
 from recis_lightning.paths import expand_path
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -32,6 +33,8 @@ class OrcFile:
     stripe_rows: tuple[int, ...]
     columns: Mapping[str, pa.DataType]
     format: Format = "orc"
+    stripe_spans: tuple[tuple[int, int], ...] = ()
+    """First byte and number of bytes of each stripe, where the tail tells them."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +74,34 @@ class Manifest:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of names (below the folder that holds them all), sizes and stripes: it stays where files are moved."""
-        base = os.path.commonpath([os.path.dirname(file.path) for file in self.files]) if self.files else ""
         digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{os.path.relpath(file.path, base)}|{file.nbytes}|{file.stripe_rows}\n".encode())
+        for name, file in zip(self.names, self.files, strict=True):
+            digest.update(f"{name}|{file.nbytes}|{file.stripe_rows}\n".encode())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What the files are called below the folder that holds them all."""
+        paths = ["/" + file.path.split("://", 1)[1] if is_remote(file.path) else file.path for file in self.files]
+        base = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+        return [os.path.relpath(path, base) for path in paths]
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """What tells each file from another of its name: size, rows and stripes in few letters."""
+        found = {}
+        for name, file in zip(self.names, self.files, strict=True):
+            digest = hashlib.sha256(f"{file.nbytes}|{file.stripe_rows}".encode()).hexdigest()
+            found[name] = f"{sum(file.stripe_rows)}-{digest[:8]}"
+        return found
 
 
 def read_manifest(paths: Paths) -> tuple[Manifest, list[str]]:
     """Read the tails of all files; gives the manifest of those that could be read, and the problems of the others.
 
     ``paths`` is a folder (its *.orc and *.parquet files, however deep, but none below names that begin with `.` or
-    `_`), a file, a glob, or a list of these; `${NAME}` stands for an environment variable. Files without rows are left
-    out.
+    `_`), a file, a glob, a URL of these such as `s3://bucket/logs`, or a list of these; `${NAME}` stands for an
+    environment variable. Files without rows are left out.
     """
     found, problems = find_files(paths)
     files = []
@@ -122,6 +140,8 @@ def expand_variables(path: str) -> str:
 
 
 def _expand_entry(entry: str) -> list[str]:
+    if is_remote(entry):
+        return list_files(entry, SUFFIXES)
     if os.path.isdir(entry):
         return _list_folder(entry)
     if os.path.exists(entry):
@@ -165,33 +185,43 @@ def _list_names(folder: str) -> str:
 def read_tail(path: str) -> OrcFile:
     """Read one file's tail; DataError says why it is neither ORC nor Parquet."""
     try:
-        if _read_head(path) == b"PAR1":
-            groups, types = read_parquet_tail(path)
-            nbytes = os.path.getsize(path)
-            return OrcFile(path=path, nbytes=nbytes, stripe_rows=tuple(groups), columns=types, format="parquet")
-        file = orc.ORCFile(path)
+        nbytes = size_of(path)
+        if bytes(read_range(path, 0, min(nbytes, 4))) == b"PAR1":
+            stripes, types = read_parquet_tail(path)
+            kind: Format = "parquet"
+        else:
+            stripes, types = _read_orc_tail(orc.ORCFile(open_input(path)))
+            kind = "orc"
     except (OSError, pa.ArrowException) as error:
         raise DataError(_explain_unreadable(path, error)) from error
+    return OrcFile(
+        path=path,
+        nbytes=nbytes,
+        stripe_rows=tuple(stripe.rows for stripe in stripes),
+        columns=types,
+        format=kind,
+        stripe_spans=tuple(stripe.span for stripe in stripes if stripe.span is not None),
+    )
+
+
+def _read_orc_tail(file: orc.ORCFile) -> tuple[list[StripeEntry], dict[str, pa.DataType]]:
     tail = getattr(file.reader, "serialized_file_tail", None)
-    rows = _parse_stripe_rows(tail()) if tail else None
-    if rows is None or len(rows) != file.nstripes:
-        rows = _count_stripe_rows(file)
-    columns = {field.name: plain_type(field.type) for field in file.schema}
-    return OrcFile(path=path, nbytes=os.path.getsize(path), stripe_rows=tuple(rows), columns=columns)
-
-
-def _read_head(path: str) -> bytes:
-    with open(path, "rb") as stream:
-        return stream.read(4)
+    stripes = _parse_stripes(tail()) if tail else []
+    if len(stripes) != file.nstripes:
+        stripes = [StripeEntry(rows, None) for rows in _count_stripe_rows(file)]
+    return stripes, {field.name: plain_type(field.type) for field in file.schema}
 
 
 def _explain_unreadable(path: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return f"{path} can't be opened: {error}"
-    nbytes = os.path.getsize(path)
+    try:
+        nbytes = size_of(path)
+        head = bytes(read_range(path, 0, min(nbytes, 4))) if nbytes else b""
+    except OSError as reason:
+        return f"{path} can't be read: {reason}; look after the storage, and start again"
     if nbytes == 0:
         return f"{path} is empty (0 bytes), so whatever wrote it did not finish; write it again, or delete it"
-    head = _read_head(path)
     if format_of(head) is None:
         kind = "a gzip file" if head[:2] == b"\x1f\x8b" else "something else"
         return (
@@ -211,17 +241,28 @@ def _count_stripe_rows(file: orc.ORCFile) -> list[int]:
     return [file.read_stripe(stripe, columns=cheapest).num_rows for stripe in range(file.nstripes)]
 
 
-# Field numbers of orc_proto.proto: FileTail.footer, Footer.stripes, StripeInformation.numberOfRows
-_FOOTER, _STRIPES, _NUMBER_OF_ROWS = 2, 3, 5
+# Field numbers of orc_proto.proto: FileTail.footer, Footer.stripes; of StripeInformation offset, lengths, numberOfRows
+_FOOTER, _STRIPES = 2, 3
+_OFFSET, _INDEX_LENGTH, _DATA_LENGTH, _FOOTER_LENGTH, _NUMBER_OF_ROWS = 1, 2, 3, 4, 5
 
 
-def _parse_stripe_rows(tail: bytes) -> list[int]:
-    """Rows of each stripe, from the uncompressed protobuf message FileTail; a stripe without the field has none."""
+def _parse_stripes(tail: bytes) -> list[StripeEntry]:
+    """Each stripe, from the uncompressed protobuf message FileTail; a field that is not there is 0."""
     footer = next(value for number, value in _fields(memoryview(tail)) if number == _FOOTER)
     assert isinstance(footer, memoryview)
-    stripes = [value for number, value in _fields(footer) if number == _STRIPES]
+    stripes = [value for number, value in _fields(footer) if number == _STRIPES and isinstance(value, memoryview)]
     # Where footer and stripes disagree on the rows, the stripes are right: they are what can be read.
-    return [dict(_fields(stripe)).get(_NUMBER_OF_ROWS, 0) for stripe in stripes]  # type: ignore[arg-type, misc]
+    return [_describe_stripe(dict(_fields(stripe))) for stripe in stripes]
+
+
+def _describe_stripe(fields: Mapping[int, int | memoryview]) -> StripeEntry:
+    def value(number: int) -> int:
+        found = fields.get(number, 0)
+        assert isinstance(found, int)
+        return found
+
+    nbytes = value(_INDEX_LENGTH) + value(_DATA_LENGTH) + value(_FOOTER_LENGTH)
+    return StripeEntry(value(_NUMBER_OF_ROWS), (value(_OFFSET), nbytes))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -39,7 +39,7 @@ def test_rows_of_stripes_are_counted_where_pyarrow_hides_the_tail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_stripes(tmp_path / "a.orc", [click_rows(0, 5), click_rows(5, 2)])
-    monkeypatch.setattr(manifest_module, "_parse_stripe_rows", lambda tail: None)
+    monkeypatch.setattr(manifest_module, "_parse_stripes", lambda tail: [])
     assert read_tail(str(path)).stripe_rows == (5, 2)
 
 

@@ -2,6 +2,7 @@
 
 recis fit | validate | test | predict --config recipe.yaml     train and evaluate what a recipe says
 recis data synth OUT                                           make data
+recis data manifest DIR | recis data verify DIR                write checksums, and hold the files against them
 recis data hold-out DATA --column C --out OUT                  part rows by the values of a column
 recis text train-tokenizer DATA --column C --out FILE          train a tokenizer from texts
 recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors of items
@@ -118,7 +119,13 @@ def dispatch(command: str, arguments: list[str]) -> int:
 
 
 def run_data(arguments: list[str]) -> int:
-    from recis_lightning.data import convert_command, convert_files_command, hold_out_command, synth_command
+    from recis_lightning.data import (
+        checksums_command,
+        convert_command,
+        convert_files_command,
+        hold_out_command,
+        synth_command,
+    )
     from recis_lightning.data.convert_fg import FgError
 
     parser = argparse.ArgumentParser("recis data", description="Make data, split them, and describe those there are.")
@@ -129,6 +136,12 @@ def run_data(arguments: list[str]) -> int:
     hold_out = commands.add_parser("hold-out", help="part rows by the values of a column, e.g. items never trained on")
     hold_out_command.add_arguments(hold_out)
     hold_out.set_defaults(run=hold_out_command.run)
+    manifest = commands.add_parser("manifest", help="write checksums of all stripes, which training then checks")
+    checksums_command.add_arguments(manifest)
+    manifest.set_defaults(run=checksums_command.run_manifest)
+    verify = commands.add_parser("verify", help="read all files and hold them against their checksums")
+    checksums_command.add_arguments(verify)
+    verify.set_defaults(run=checksums_command.run_verify)
     files = commands.add_parser("convert", help="CSV, TSV, JSON lines, Parquet, Criteo, MovieLens, Amazon into ORC")
     convert_files_command.add_arguments(files)
     files.set_defaults(run=convert_files_command.run)

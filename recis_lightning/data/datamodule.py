@@ -11,12 +11,14 @@ import yaml
 from lightning.pytorch import LightningDataModule
 
 from recis_lightning.data.check import find_mismatches
+from recis_lightning.data.checksums import Checks, Verify
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.kept import KeptRows, find_unknown
 from recis_lightning.data.loader import OrcLoader
 from recis_lightning.data.manifest import Manifest, Paths, expand_variables, read_manifest
-from recis_lightning.data.plan import Order
+from recis_lightning.data.plan import EpochPlan, Order
+from recis_lightning.data.stream import Skips
 from recis_lightning.data.tokens import find_tokenizer_problems
 from recis_lightning.schema import Schema
 
@@ -55,6 +57,10 @@ class OrcDataModule(LightningDataModule):
         window_rows: int = 131_072,
         read_threads: int | None = None,
         prefetch: int = 16,
+        prefetch_bytes: int = 1 << 30,
+        verify: Verify = "once",
+        on_corrupt: Literal["error", "skip_stripe"] = "error",
+        skip_limit: int = 10,
         drop_last: bool = False,
         keep: Sequence[str] = (),
     ) -> None:
@@ -76,6 +82,14 @@ class OrcDataModule(LightningDataModule):
             read_threads: Threads that decode stripes; by default 1, or 2 where there are cores to spare. The order of
                 rows does not depend on it.
             prefetch: Batches held ready.
+            prefetch_bytes: What all that is read ahead may take, decoded: windows, batches, stripes kept for a second
+                use. Never less than a window for each stream of the rank and one more; beyond it comes what decoding
+                one stripe a thread takes.
+            verify: Hold stripes against the checksums that `recis data manifest` wrote: each when it is first read
+                (`once`), each time (`always`, which also demands that all files have some), or not (`off`).
+            on_corrupt: What becomes of a training stripe that can't be decoded or is not what was written: an `error`,
+                or its rows are left out (`skip_stripe`), counted and logged; batches get smaller, not fewer.
+            skip_limit: With `skip_stripe`, how many stripes a rank may leave out before it is an error after all.
             drop_last: Leave the last training batch out where it is not full.
             keep: Columns of the predict files, of the schema or not, that stand beside the scores where predictions are
                 written: keys, labels.
@@ -97,6 +111,11 @@ class OrcDataModule(LightningDataModule):
             drop_last=drop_last,
         )
         self._read_threads, self._prefetch, self._keep = read_threads, prefetch, tuple(keep)
+        self._prefetch_bytes, self._verify = prefetch_bytes, verify
+        if on_corrupt not in ("error", "skip_stripe"):
+            raise DataError(f"on_corrupt is {on_corrupt!r}; write error or skip_stripe")
+        self._skip_limit = skip_limit if on_corrupt == "skip_stripe" else None
+        self._checks: dict[Source, Checks] = {}
         self._manifests: dict[Source, Manifest] = {}
         self._loaders: list[OrcLoader] = []
 
@@ -119,6 +138,8 @@ class OrcDataModule(LightningDataModule):
                 manifest, found = self._open(source, paths)
                 problems += [f"{source}: {problem}" for problem in found]
                 self._manifests[source] = manifest
+                self._checks[source] = Checks(manifest, self._verify)
+                problems += [f"{source}: {problem}" for problem in self._checks[source].find_problems()]
         if problems:
             self._manifests.clear()
             raise DataError(problems)
@@ -142,6 +163,15 @@ class OrcDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             order = replace(order, shuffle=False)  # the same batches in every epoch
         loader = self._load("train", order)
+        plan, streams = EpochPlan(loader.manifest.stripe_rows, order, 0), order.streams_of(*self._place())
+        if (factor := plan.over_decode(streams)) > 1.2:
+            log.info(
+                "train: %d stripes in %d streams: %.1f rows are decoded for each that is used, where stripes on the "
+                "borders of streams can't be kept; smaller stripes, or fewer streams, make it less",
+                len(loader.manifest.stripe_rows),
+                order.streams,
+                factor,
+            )
         if order.drop_last:
             rows, kept = loader.manifest.rows, len(loader) * self._order.batch_size
             if not kept:
@@ -183,10 +213,21 @@ class OrcDataModule(LightningDataModule):
             world_size=world_size,
             read_threads=self._read_threads,
             prefetch=self._prefetch,
+            prefetch_bytes=self._prefetch_bytes,
+            checks=self._checks[source],
+            skip_limit=self._skip_limit if training else None,
+            on_skips=self._log_skips if training else lambda skips: None,
             **self._epochs_of_trainer() if training else {},
         )
         self._loaders.append(loader)
         return loader
+
+    def _log_skips(self, skips: Skips) -> None:
+        """Say at the end of an epoch, in the log and to the loggers, what was left out."""
+        log.warning("train: %d corrupt stripes were left out, %d rows", len(skips.stripes), skips.rows)
+        trainer: Any = self.trainer
+        for logger in trainer.loggers if trainer is not None else ():
+            logger.log_metrics({"train/skipped_rows": float(skips.rows)}, step=trainer.global_step)
 
     def _evaluation_order(self, world_size: int) -> Order:
         """File order, each rank its own stretch of it; windows of one stripe, as there is nothing to shuffle."""

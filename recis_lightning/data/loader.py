@@ -3,18 +3,21 @@
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from recis_lightning.data.checksums import Checks
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.packing import BatchPacker
 from recis_lightning.data.plan import EpochPlan, Order
-from recis_lightning.data.stream import Pipeline
+from recis_lightning.data.stream import Pipeline, Skips
 from recis_lightning.data.stripes import StripeReader
 from recis_lightning.data.window import WindowPacker
 from recis_lightning.ragged import Batch
+
+FILES_IN_STATE = 10_000  # with more files a state names none, and a change is told by their number and fingerprint
 
 
 def default_read_threads() -> int:
@@ -44,17 +47,32 @@ class OrcLoader:
         world_size: int = 1,
         read_threads: int | None = None,
         prefetch: int = 16,
+        prefetch_bytes: int = 1 << 30,
+        checks: Checks | None = None,
+        skip_limit: int | None = None,
+        on_skips: Callable[[Skips], None] = lambda skips: None,
         first_epoch: Callable[[], int] = lambda: 0,
         epoch_limit: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        """``first_epoch`` numbers the first epoch where no state does, ``epoch_limit`` says how many of its batches are
+        """``prefetch_bytes`` bounds what is read ahead: windows, batches, and stripes kept for a second use. Corrupt
+        stripes are an error, or left out where ``skip_limit`` says how many at
+        most; ``on_skips`` is told of them at the end of an epoch.
+
+        ``first_epoch`` numbers the first epoch where no state does, ``epoch_limit`` says how many of its batches are
         used; both are asked when an iteration starts.
         """
         self.manifest, self.selection, self.order = manifest, selection, order
         self._streams = order.streams_of(rank, world_size)
         self._read_threads = default_read_threads() if read_threads is None else read_threads
         self._prefetch = prefetch
-        for name, value in (("read_threads", self._read_threads), ("prefetch", prefetch)):
+        self._prefetch_bytes, self._checks = prefetch_bytes, checks
+        self.skips = None if skip_limit is None else Skips(skip_limit)
+        self._on_skips = on_skips
+        for name, value in (
+            ("read_threads", self._read_threads),
+            ("prefetch", prefetch),
+            ("prefetch_bytes", prefetch_bytes),
+        ):
             if value < 1:
                 raise ValueError(f"{name} is {value}, need at least 1")
         self._identity = {
@@ -63,6 +81,7 @@ class OrcLoader:
             "rows": manifest.rows,
             "fingerprint": manifest.fingerprint,
         }
+        self._contents = manifest.contents if len(manifest.files) <= FILES_IN_STATE else None
         # Kept from epoch to epoch, with the memory they use again.
         self._windows, self._packer = WindowPacker(manifest, selection), BatchPacker(selection)
         self._first_epoch, self._epoch_limit = first_epoch, epoch_limit
@@ -77,7 +96,7 @@ class OrcLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
-        iterator = _Batches(self._start)
+        iterator = _Batches(self._start, self._tell_skips)
         self._iterator = weakref.ref(iterator)
         return iterator
 
@@ -97,9 +116,21 @@ class OrcLoader:
             return self._token(epoch, next_step) if next_step < steps else self._token(epoch + 1, 0)
 
         plan = EpochPlan(self.manifest.stripe_rows, self.order, epoch)
-        stripes = StripeReader(self.manifest, self._file_columns(), plan.border_uses(self._streams))
-        threads, prefetch = self._read_threads, self._prefetch
-        return Pipeline(stripes, self._windows, self._packer, plan, self._streams, step, token, threads, prefetch)
+        uses, kept_bytes = plan.border_uses(self._streams), self._prefetch_bytes // 4
+        stripes = StripeReader(self.manifest, self._file_columns(), uses, kept_bytes, self._checks)
+        return Pipeline(
+            stripes,
+            self._windows,
+            self._packer,
+            plan,
+            self._streams,
+            step,
+            token,
+            self._read_threads,
+            self._prefetch,
+            self._prefetch_bytes,
+            self.skips,
+        )
 
     def _file_columns(self) -> list[str]:
         """What to read of the files, which all have the same columns of those that are declared."""
@@ -123,7 +154,7 @@ class OrcLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where to go on: behind the last committed batch, which at the end of an epoch is the start of the next."""
-        return dict(self._committed)
+        return {**self._committed, **({} if self._contents is None else {"contents": self._contents})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at a saved place with the next iteration; DataError where files or order are no longer the same."""
@@ -134,17 +165,40 @@ class OrcLoader:
         ]
         if differences:
             raise DataError(
-                f"the saved position belongs to other data or another order of them: {'; '.join(differences)}; "
-                "train on the same files with the same settings, or start without the saved position"
+                f"the saved position belongs to other data or another order of them: {'; '.join(differences)}"
+                f"{self._describe_change(state.get('contents'))}; train on the same files with the same settings, or "
+                "start without the saved position"
             )
         self._resume = (int(state["epoch"]), int(state["step"]))
         self._committed = dict(state)
+
+    def _tell_skips(self) -> None:
+        if self.skips is not None and self.skips.stripes:
+            self._on_skips(self.skips)
+
+    def _describe_change(self, saved: Mapping[str, str] | None) -> str:
+        """Which files came, went or changed since a state was saved."""
+        if saved is None or self._contents is None or saved == self._contents:
+            return ""
+        now = self._contents
+        changes = (
+            ("added", [name for name in now if name not in saved]),
+            ("gone", [name for name in saved if name not in now]),
+            ("changed", [name for name in now if name in saved and now[name] != saved[name]]),
+        )
+        return "".join(f"; {what}: {_list_some(names)}" for what, names in changes if names)
+
+
+def _list_some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 class _Batches(Iterator[Batch]):
     """One iteration: begins its pipeline with the first batch, and ends it with the last, an error, or itself."""
 
-    def __init__(self, start: Callable[[], Pipeline]) -> None:
+    def __init__(self, start: Callable[[], Pipeline], at_end: Callable[[], None]) -> None:
+        self._at_end = at_end
         self._start: Callable[[], Pipeline] | None = start
         self._pipeline: Pipeline | None = None
 
@@ -161,6 +215,7 @@ class _Batches(Iterator[Batch]):
             raise
         if batch is None:
             self.close()
+            self._at_end()
             raise StopIteration
         return batch
 

@@ -53,6 +53,12 @@ class _Starts(NamedTuple):
     offsets: NDArray[np.int64]
 
 
+def _without_gaps(span: Span) -> Span:
+    """The same rows by their places among those that are kept."""
+    kept_R1 = span.block.kept_R1
+    return span if kept_R1 is None else Span(span.block, int(kept_R1[span.first]), int(kept_R1[span.last]))
+
+
 class BatchPacker:
     """Packs spans of blocks of one selection of columns into batches."""
 
@@ -68,6 +74,7 @@ class BatchPacker:
             # Rows before the span count too: a resumed run must not step over what the first run would have stopped at.
             if span.block.problem is not None and span.block.problem.place < span.last:
                 raise span.block.problem.error
+        spans = [_without_gaps(span) for span in spans]
         rows = sum(span.last - span.first for span in spans)
         pack, sources = kernels(), _Sources.of(spans, self.selection)
         plan = self._plan(rows, self._count_values(pack, sources))

@@ -166,6 +166,16 @@ class EpochPlan:
             return None
         return self._shuffled(window.rows, _WINDOWS, window.stream, window.number)
 
+    def over_decode(self, streams: Sequence[int]) -> float:
+        """How many rows are decoded for each row that is used, where no stripe is kept: 1 stripe, 2 streams -> 2.0."""
+        decoded = used = 0
+        for stream in streams:
+            first, last = self._bounds(stream)
+            if first < last:
+                decoded += int(self._starts[self._place(last - 1) + 1] - self._starts[self._place(first)])
+                used += last - first
+        return decoded / used if used else 1.0
+
     def border_uses(self, streams: Sequence[int]) -> Counter[int]:
         """How often the stripes at the ends of some streams are read: twice or more where streams share them."""
         uses: Counter[int] = Counter()

@@ -6,18 +6,22 @@ decoded them: they are near still, and their memory serves for the next stripe. 
 iterator, so that an abandoned one is collected, and cancels its pipeline.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
+from recis_lightning.data.checksums import CorruptStripe
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.packing import BatchPacker, Span
-from recis_lightning.data.plan import EpochPlan, Window
+from recis_lightning.data.plan import EpochPlan, Piece, Window
 from recis_lightning.data.stripes import StripeReader
 from recis_lightning.data.window import Block, Packing, WindowPacker
 from recis_lightning.ragged import Batch
+
+log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
@@ -25,10 +29,13 @@ class Cancelled(Exception):
 
 
 class Channel:
-    """A bounded queue between two threads that either side can end: what was put before a failure is still taken."""
+    """A bounded queue between two threads that either side can end: what was put before a failure is still taken.
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+    It holds so many batches, and so many bytes, or one batch that is larger.
+    """
+
+    def __init__(self, capacity: int, nbytes: int) -> None:
+        self._capacity, self._room = capacity, nbytes
         self._items: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._ended = False
@@ -37,11 +44,15 @@ class Channel:
     def put(self, item: Batch) -> None:
         """Wait for room; raises Cancelled once the channel is ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or len(self._items) < self._capacity)
+            self._changed.wait_for(lambda: self._ended or not self._items or self._has_room(item))
             if self._ended:
                 raise Cancelled
             self._items.append(item)
+            self._room -= item.buffer.nbytes
             self._changed.notify_all()
+
+    def _has_room(self, item: Batch) -> bool:
+        return len(self._items) < self._capacity and item.buffer.nbytes <= self._room
 
     def take(self) -> Batch | None:
         """Wait for an item; None at the end, or the error that ended it."""
@@ -49,6 +60,7 @@ class Channel:
             self._changed.wait_for(lambda: self._ended or len(self._items) > 0)
             if self._items:
                 item = self._items.popleft()
+                self._room += item.buffer.nbytes
                 self._changed.notify_all()
                 return item
             if self._error is not None:
@@ -69,6 +81,28 @@ class Channel:
             self._changed.notify_all()
 
 
+class Skips:
+    """Counts the corrupt stripes that a loader leaves out; safe to use from several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.stripes: set[int] = set()
+        self.rows = 0
+        self._lock = threading.Lock()
+
+    def add(self, piece: Piece, error: CorruptStripe) -> bool:
+        """Note that a piece of a stripe is left out; False where that would be one stripe too many."""
+        with self._lock:
+            is_new = piece.stripe not in self.stripes
+            if is_new and len(self.stripes) == self.limit:
+                return False
+            self.stripes.add(piece.stripe)
+            self.rows += piece.rows
+        if is_new:
+            log.warning("a corrupt stripe is left out (%d of at most %d): %s", len(self.stripes), self.limit, error)
+        return True
+
+
 class Pipeline:
     """The threads of one pass over the data from a step on: they start at once, and end with the data or `close`."""
 
@@ -83,11 +117,14 @@ class Pipeline:
         token: Callable[[int], Mapping[str, Any]],  # next step -> what a batch carries to go on there
         read_threads: int,
         prefetch: int,
+        prefetch_bytes: int,
+        skips: Skips | None = None,
     ) -> None:
+        self._skips, self._prefetch_bytes = skips, prefetch_bytes
         self._stripes, self._windows, self._packer = stripes, windows, packer
         self._plan, self._streams = plan, streams
         self._first_step, self._token, self._read_threads = first_step, token, read_threads
-        self._batches = Channel(prefetch)
+        self._batches = Channel(prefetch, prefetch_bytes // 8)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="recis-read")
         self._thread = threading.Thread(target=self._run, name="recis-batch", daemon=True)
         self._thread.start()
@@ -122,7 +159,9 @@ class Pipeline:
         self._readers.shutdown(wait=wait, cancel_futures=True)
 
     def _pack(self) -> Iterator[Batch]:
-        blocks = _ReadAhead(self._plan, self._streams, self._first_step, self._submit, self._read_threads)
+        blocks = _ReadAhead(
+            self._plan, self._streams, self._first_step, self._submit, self._read_threads, self._prefetch_bytes // 2
+        )
         for step in range(self._first_step, self._plan.steps):
             spans = [span for stream in self._streams for span in blocks.take(stream, *self._plan.span(step, stream))]
             yield self._packer.pack(spans, self._token(step + 1))
@@ -139,8 +178,14 @@ class Pipeline:
         return finish
 
     def _add(self, packing: Packing, index: int) -> None:
+        piece = packing.pieces[index]
         try:
-            batch = self._stripes.read(packing.pieces[index].stripe)
+            batch = self._stripes.read(piece.stripe)
+        except CorruptStripe as error:
+            if self._skips is None or not self._skips.add(piece, error):
+                packing.fail(index, error)
+            else:
+                packing.skip(index)
         except DataError as error:
             packing.fail(index, error)
         else:
@@ -150,7 +195,9 @@ class Pipeline:
 class _ReadAhead:
     """The windows that batches are being cut from, and those being read for the batches to come.
 
-    Held at once: a window of each stream, and beyond these as many rows again (one window and one a thread at least).
+    Held at once: a window of each stream, and beyond these as many rows again (one window and one a thread at least);
+    fewer where that would take more than ``nbytes``, but never less than a window of each stream and one to come. What
+    a window takes is known once it was read; before that, by the largest of those before it.
     """
 
     def __init__(
@@ -160,8 +207,10 @@ class _ReadAhead:
         first_step: int,
         submit: Callable[[Window], Callable[[], Block]],  # starts to read; what it gives waits for the block
         read_threads: int,
+        nbytes: int,
     ) -> None:
-        self._submit, self._read_threads = submit, read_threads
+        self._submit, self._read_threads, self._nbytes = submit, read_threads, nbytes
+        self._row_bytes = 0.0
         self._order = plan.reading_order(streams, first_step)
         self._current: dict[int, Block] = {}
         self._ahead: dict[int, deque[Callable[[], Block]]] = {stream: deque() for stream in streams}
@@ -186,13 +235,24 @@ class _ReadAhead:
         block = self._ahead[stream].popleft()()
         self._rows_ahead.popleft()
         self._current[stream] = block
+        self._row_bytes = max(self._row_bytes, block.nbytes / block.window.rows)
         self._top_up()
         return block
 
     def _top_up(self) -> None:
-        while len(self._rows_ahead) < self._read_threads or sum(self._rows_ahead) < self._room:
+        while not self._rows_ahead or (self._wants_more() and self._has_room()):
             window = next(self._order, None)
             if window is None:
                 return
             self._rows_ahead.append(window.rows)
             self._ahead[window.stream].append(self._submit(window))
+
+    def _wants_more(self) -> bool:
+        return len(self._rows_ahead) < self._read_threads or sum(self._rows_ahead) < self._room
+
+    def _has_room(self) -> bool:
+        """Whether one more window, as large as the largest ahead, fits beside all that are held."""
+        if not self._row_bytes:
+            return len(self._rows_ahead) < self._read_threads
+        held = sum(block.nbytes for block in self._current.values())
+        return held + self._row_bytes * (sum(self._rows_ahead) + max(self._rows_ahead)) <= self._nbytes

@@ -5,6 +5,7 @@ from threading import Lock
 
 import pyarrow as pa
 
+from recis_lightning.data.checksums import Checks, CorruptStripe
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest
@@ -20,15 +21,21 @@ class StripeReader:
     """
 
     def __init__(
-        self, manifest: Manifest, names: list[str], uses: Counter[int] | None = None, kept_bytes: int = KEPT_BYTES
+        self,
+        manifest: Manifest,
+        names: list[str],
+        uses: Counter[int] | None = None,
+        kept_bytes: int = KEPT_BYTES,
+        checks: Checks | None = None,
     ) -> None:
+        self._checks = checks
         self.manifest, self._names = manifest, names
         self._uses, self._room = Counter(uses or ()), kept_bytes
         self._kept: dict[int, pa.RecordBatch] = {}
         self._lock = Lock()
 
     def read(self, stripe: int) -> pa.RecordBatch:
-        """The rows of a stripe; DataError where it can't be decoded."""
+        """The rows of a stripe; CorruptStripe where it can't be decoded, or is not what was written."""
         with self._lock:
             batch = self._kept.get(stripe)
         if batch is None:
@@ -48,11 +55,13 @@ class StripeReader:
 
     def _decode(self, stripe: int) -> pa.RecordBatch:
         file, index = self.manifest.locate(stripe)
+        if self._checks is not None:
+            self._checks.check(stripe)
         try:
             batch = read_stripe(file.path, file.format, index, self._names)
         except (OSError, pa.ArrowException) as error:
             where = self.manifest.describe_rows(stripe, 0, file.stripe_rows[index])
-            raise DataError(f"{where}: can't be decoded ({error}); copy or write the file again") from error
+            raise CorruptStripe(f"{where}: can't be decoded ({error}); copy or write the file again") from error
         if batch.num_rows != file.stripe_rows[index]:
             raise DataError(
                 f"{file.path}, stripe {index}: has {batch.num_rows} rows, had {file.stripe_rows[index]} when the run "

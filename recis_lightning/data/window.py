@@ -55,6 +55,9 @@ class Block:
     which say where each row's values lie.
     """
     vectors: tuple[NDArray[np.float32], ...]  # [R, D] each
+    kept_R1: NDArray[np.int64] | None
+    """Where rows were left out: how many before each place are still there; the memory holds those alone."""
+    nbytes: int
     owners: Sequence[Any]
     """What holds the memory."""
     problem: Problem | None
@@ -129,6 +132,8 @@ class Packing:
             _ListPacking(selection.byte_lists, rows, np.uint8, self._pack),
         )
         self._owners: list[Any] = [memory]
+        self._nbytes = len(memory) + sum(vector_RD.nbytes for vector_RD in self._vectors)
+        self._skipped: list[NDArray[np.uint32]] = []
         self._problem: Problem | None = None
         self._lock = Lock()
 
@@ -156,12 +161,34 @@ class Packing:
         """A piece can't be read: an error for the first batch that needs it, those before can still be had."""
         self._note(int(self._rows[index].places[0]), error)
 
+    def skip(self, index: int) -> None:
+        """Leave the rows of a piece out."""
+        with self._lock:
+            self._skipped.append(self._rows[index].places)
+
     def finish(self) -> Block:
+        kept_R1 = self._leave_out() if self._skipped else None
         present_I = np.where(self._misses_I, _addresses(self._present_IR), 0)
         lists = [addresses for each in self._lists for addresses in each.finish()]
         addresses = np.concatenate([self._ids_I, present_I, self._dense_F, *lists])
         owners = (*self._owners, self._lists)
-        return Block(self._window, addresses, tuple(self._vectors), owners, self._problem)
+        nbytes = self._nbytes + sum(each.nbytes for each in self._lists)
+        return Block(self._window, addresses, tuple(self._vectors), kept_R1, nbytes, owners, self._problem)
+
+    def _leave_out(self) -> NDArray[np.int64]:
+        """Close the gaps of skipped rows; gives how many rows are kept before each place."""
+        keep_R = np.ones(self._window.rows, np.bool_)
+        keep_R[np.concatenate(self._skipped)] = False
+        if keep_R.any():  # else nothing was placed, nor taken as it lies
+            self._ids_IR, self._present_IR, self._dense_FR = (
+                np.compress(keep_R, array, axis=1) for array in (self._ids_IR, self._present_IR, self._dense_FR)
+            )
+            self._ids_I, self._dense_F = _addresses(self._ids_IR), _addresses(self._dense_FR)
+            self._owners = [self._ids_IR, self._present_IR, self._dense_FR]
+        self._vectors = [vector_RD[keep_R] for vector_RD in self._vectors]
+        for lists in self._lists:
+            lists.leave_out(keep_R)
+        return np.concatenate([[0], np.cumsum(keep_R)])
 
     def _place_ids(self, batch: pa.RecordBatch, rows: _Rows, column: Column, number: int) -> None:
         source, has_bad_strings = _buffers_of(batch, column)
@@ -287,6 +314,17 @@ class _ListPacking:
         self._pack.place_starts(source, rows.rows, rows.places, self.lengths(index), self._starts_LR[index])
         self._sources.append(source)
         return has_faults
+
+    @property
+    def nbytes(self) -> int:
+        values = sum(source.values.nbytes for source in self._sources)
+        return self._offsets_LR.nbytes + self._starts_LR.nbytes + values
+
+    def leave_out(self, keep_R: NDArray[np.bool_]) -> None:
+        """Keep some rows only, before `finish`."""
+        lengths_LR = np.compress(keep_R, self._offsets_LR[:, 1:], axis=1)
+        self._offsets_LR = np.pad(lengths_LR, ((0, 0), (1, 0)))
+        self._starts_LR = np.compress(keep_R, self._starts_LR, axis=1)
 
     def lengths(self, index: int) -> NDArray[np.int64]:
         """Values of each row of a column, before `finish`."""

@@ -211,7 +211,7 @@ def test_every_problem_of_every_source_is_in_one_error(folder: Path) -> None:
         make_trainer(folder, max_epochs=1).fit(Recorder(), make_data(folder))
     problems = [problem.replace(str(folder), "") for problem in caught.value.problems]
     assert len(problems) == 3
-    assert problems[0].startswith("train: /train/c.orc is no ORC file")
+    assert problems[0].startswith("train: /train/c.orc is no ORC or Parquet file")
     assert problems[1].startswith("train: column 'price' is missing in /train/b.orc; there are: city, item_weights")
     assert problems[2].startswith("validation: /valid/b.orc is empty (0 bytes)")
     assert str(caught.value).startswith("the data have 3 problems:\n  - train: ")

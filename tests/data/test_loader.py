@@ -310,3 +310,14 @@ def test_a_state_over_other_files_is_refused_with_the_difference(tmp_path: Path)
     changed = make_loader(write_files(tmp_path, [[60], [5]]), Order(batch_size=8))
     with pytest.raises(DataError, match="files was 1, is 2; rows was 60, is 65; fingerprint was"):
         changed.load_state_dict(saved)
+
+
+def test_a_changed_file_set_is_named_file_by_file(tmp_path: Path) -> None:
+    loader = make_loader(write_files(tmp_path, [[60], [20], [30]]), Order(batch_size=8))
+    saved = loader.state_dict()
+    (tmp_path / "part-0.orc").unlink()
+    write_stripes(tmp_path / "part-1.orc", [click_rows(0, 7)])
+    write_stripes(tmp_path / "part-9.orc", [click_rows(0, 5)])
+    changed = make_loader(read_manifest(tmp_path)[0], Order(batch_size=8))
+    with pytest.raises(DataError, match="added: part-9.orc; gone: part-0.orc; changed: part-1.orc; train on the same"):
+        changed.load_state_dict(saved)

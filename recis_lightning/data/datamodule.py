@@ -83,8 +83,8 @@ class OrcDataModule(LightningDataModule):
                 rows does not depend on it.
             prefetch: Batches held ready.
             prefetch_bytes: What all that is read ahead may take, decoded: windows, batches, stripes kept for a second
-                use. Never less than a window for each stream of the rank and one more; beyond it comes what decoding
-                one stripe a thread takes.
+                use. Never less than a window for each stream of the rank and one more; on top come 32 MB, and one and
+                a half decoded stripes a thread.
             verify: Hold stripes against the checksums that `recis data manifest` wrote: each when it is first read
                 (`once`), each time (`always`, which also demands that all files have some), or not (`off`).
             on_corrupt: What becomes of a training stripe that can't be decoded or is not what was written: an `error`,

@@ -12,7 +12,7 @@ from recis_lightning.data.errors import DataError
 from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.packing import BatchPacker
 from recis_lightning.data.plan import EpochPlan, Order
-from recis_lightning.data.stream import Pipeline, Skips
+from recis_lightning.data.stream import KEPT_STRIPES, Pipeline, Skips
 from recis_lightning.data.stripes import StripeReader
 from recis_lightning.data.window import WindowPacker
 from recis_lightning.ragged import Batch
@@ -116,7 +116,7 @@ class OrcLoader:
             return self._token(epoch, next_step) if next_step < steps else self._token(epoch + 1, 0)
 
         plan = EpochPlan(self.manifest.stripe_rows, self.order, epoch)
-        uses, kept_bytes = plan.border_uses(self._streams), self._prefetch_bytes // 4
+        uses, kept_bytes = plan.border_uses(self._streams), int(KEPT_STRIPES * self._prefetch_bytes)
         stripes = StripeReader(self.manifest, self._file_columns(), uses, kept_bytes, self._checks)
         return Pipeline(
             stripes,

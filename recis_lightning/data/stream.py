@@ -23,6 +23,9 @@ from recis_lightning.ragged import Batch
 
 log = logging.getLogger(__name__)
 
+# Shares of `prefetch_bytes`; what is left is for stripes being decoded, and for what allocators hold back.
+WINDOWS, BATCHES, KEPT_STRIPES = 3 / 8, 1 / 8, 1 / 8
+
 
 class Cancelled(Exception):
     """The pipeline was closed while a thread worked for it."""
@@ -124,7 +127,7 @@ class Pipeline:
         self._stripes, self._windows, self._packer = stripes, windows, packer
         self._plan, self._streams = plan, streams
         self._first_step, self._token, self._read_threads = first_step, token, read_threads
-        self._batches = Channel(prefetch, prefetch_bytes // 8)
+        self._batches = Channel(prefetch, int(BATCHES * prefetch_bytes))
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="recis-read")
         self._thread = threading.Thread(target=self._run, name="recis-batch", daemon=True)
         self._thread.start()
@@ -160,7 +163,12 @@ class Pipeline:
 
     def _pack(self) -> Iterator[Batch]:
         blocks = _ReadAhead(
-            self._plan, self._streams, self._first_step, self._submit, self._read_threads, self._prefetch_bytes // 2
+            self._plan,
+            self._streams,
+            self._first_step,
+            self._submit,
+            self._read_threads,
+            int(WINDOWS * self._prefetch_bytes),
         )
         for step in range(self._first_step, self._plan.steps):
             spans = [span for stream in self._streams for span in blocks.take(stream, *self._plan.span(step, stream))]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 def allocate(lengths: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Uninitialised tensors of these lengths, one behind the other in one piece of memory."""
-    return list(torch.empty(sum(lengths), dtype=dtype, device=device).split(list(lengths)))
+    return list(torch.empty(sum(lengths), dtype=dtype, device=device).split_with_sizes(list(lengths)))
 
 
 def describe(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> NDArray[np.int64]:

@@ -43,7 +43,8 @@ def choose(op: str, device: torch.device) -> Implementation:
     """
     if torch.compiler.is_compiling():
         return "reference"
-    choice = _decide(op, device.type, os.environ.get(OVERRIDE, ""), _interpreted())
+    override = os.environ.get(OVERRIDE, "")
+    choice = _decide(op, device.type, override, bool(override) and _interpreted())
     if choice.implementation is None:
         raise UnsupportedDeviceError(f"op '{op}' on {device}: {choice.reason}")
     return choice.implementation

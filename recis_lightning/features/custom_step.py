@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recis_lightning.features.misfit import Values
 from recis_lightning.features.plan import Call, Step
 from recis_lightning.features.row_steps import RowStep
+from recis_lightning.features.state import Values
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Custom
 
@@ -19,14 +19,14 @@ class CustomStep(RowStep):
     """Calls what the user names; the parameters of modules are trained with those of the network."""
 
     def __init__(self, step: Step) -> None:
-        super().__init__()
+        super().__init__(step)
         self.calls = step.calls
         self.launches = len(step.calls)  # type: ignore[misc]  # each is its own
         made = [_make(call) for call in step.calls]
         self.functions = made
         self.modules_K = nn.ModuleList(each for each in made if isinstance(each, nn.Module))
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         return [
             _check(call, function(*inputs), len(inputs[0]))
             for call, function, inputs in zip(self.calls, self.functions, calls, strict=True)

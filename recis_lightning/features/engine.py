@@ -3,18 +3,18 @@
 B batch rows, N values of a feature.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from recis_lightning.features.custom_step import CustomStep
-from recis_lightning.features.misfit import Misfit, Values, as_rows, values_of
-from recis_lightning.features.plan import Call, Entry, Step, plan_entries, plan_transforms
+from recis_lightning.features.plan import Call, Entry, Source, Step, plan_entries, plan_transforms, sources_of
 from recis_lightning.features.row_steps import (
     CrossStep,
     LookupStep,
+    MultiHashStep,
     OverlapStep,
     ReduceStep,
     RowStep,
@@ -22,18 +22,18 @@ from recis_lightning.features.row_steps import (
     TimeGapStep,
     TruncateStep,
     VectorStep,
+    VocabularyStep,
 )
+from recis_lightning.features.state import Misfit, State, Values, as_rows, row_of, values_of
 from recis_lightning.features.steps import (
     BucketizeStep,
     ClipStep,
     HashStep,
     Log1pStep,
     ModuloStep,
-    MultiHashStep,
     QuantileStep,
     StandardizeStep,
     ValueStep,
-    VocabularyStep,
 )
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Feature, Schema, did_you_mean, find_unfitted
@@ -93,43 +93,56 @@ class FeatureEngine(nn.Module):
         self.features = schema.features
         self.column_of = {each.name: schema.column_of(each).name for each in schema.features if not each.inputs}
         self.sequences = SequenceStep(schema.sequences)
+        inputs = [source for feature in schema.features for source in sources_of(schema, feature)]
+        self.inputs = [source for source in dict.fromkeys(inputs) if source.what == "column"]
+        pairs = [(feature, Source("feature", feature.name)) for feature in schema.features]
+        self.starts = [pair for pair in pairs if not pair[0].inputs]
+        self.outputs = [
+            (feature.name, source, feature.is_dense, feature.weights is not None)
+            for feature, source in pairs
+            if not feature.internal
+        ]
 
     def forward(self, batch: Mapping[str, Tensor | Ragged]) -> dict[str, Tensor | Ragged]:
-        values = self.run(batch)
+        state = self.run(batch)
         single: dict[int, Tensor] = {}
-        return {each.name: _finish(each, values[each.name], single) for each in self.features if not each.internal}
+        return {
+            name: _to_dense(state.values[source]) if is_dense else _to_rows(state, source, keeps_weights, single)
+            for name, source, is_dense, keeps_weights in self.outputs
+        }
 
-    def run(self, batch: Mapping[str, Tensor | Ragged]) -> dict[str, Values]:
+    def run(self, batch: Mapping[str, Tensor | Ragged]) -> State:
         """What all features are behind their transforms, internal ones too."""
+        state = self._start(batch)
+        for step, module in zip(self.plan, cast("Iterable[ValueStep | RowStep]", self.steps), strict=True):
+            try:
+                module.run(state)
+            except Misfit as misfit:
+                raise ValueError(self._describe(step.calls[misfit.call], misfit, state)) from None
+        return state
+
+    def _start(self, batch: Mapping[str, Tensor | Ragged]) -> State:
+        """The columns, cut where they are sequences, and features that read one: as it, with the weights they name."""
         columns: dict[str, Values] = {entry.column: _read(batch, entry) for entry in self.entries}
         if self.sequences.sequences:
             columns = self.sequences(columns)
-        values = {each.name: self._start(each, columns) for each in self.features if not each.inputs}
-        for step, module in zip(self.plan, self.steps, strict=True):
-            values |= self._run(step, module, {"column": columns, "feature": values})
-        return values
+        state = State()
+        for source in self.inputs:
+            state.put(source, columns[source.name])
+        for feature, source in self.starts:
+            entry = columns[self.column_of[feature.name]]
+            if feature.weights is not None:
+                ids, weights = as_rows(entry), columns[feature.weights]
+                entry = Ragged(ids.values, ids.offsets, _weights_for(feature, ids, weights), ids.inner_offsets)
+            state.put(source, entry)
+        return state
 
-    def _start(self, feature: Feature, columns: Mapping[str, Values]) -> Values:
-        """The column a feature reads, with the weights it names."""
-        entry = columns[self.column_of[feature.name]]
-        if feature.column_weights is None:
-            return entry
-        ids, weights = as_rows(entry), columns[feature.column_weights]
-        return Ragged(ids.values, ids.offsets, _weights_for(feature, ids, weights), ids.inner_offsets)
-
-    def _run(self, step: Step, module: Any, known: Mapping[str, Mapping[str, Values]]) -> dict[str, Values]:
-        inputs = [[known[what][name] for what, name in call.inputs] for call in step.calls]
-        try:
-            results = module(inputs)
-        except Misfit as misfit:
-            raise ValueError(self._describe(step.calls[misfit.call], misfit)) from None
-        return {feature.name: result for feature, result in zip(step.features, results, strict=True)}
-
-    def _describe(self, call: Call, misfit: Misfit) -> str:
+    def _describe(self, call: Call, misfit: Misfit, state: State) -> str:
+        row = misfit.row if misfit.place is None else row_of(state.rows[call.inputs[0]], misfit.place)
         source = " x ".join(self._source(what, name) for what, name in call.inputs)
         return (
             f"feature '{call.feature.name}', transforms[{call.index}] ({call.transform.kind}): {source}, "
-            f"row {misfit.row} of the batch {misfit.found}, need {misfit.need}"
+            f"row {row} of the batch {misfit.found}, need {misfit.need}"
         )
 
     def _source(self, what: str, name: str) -> str:
@@ -138,11 +151,13 @@ class FeatureEngine(nn.Module):
 
 
 def _read(batch: Mapping[str, Tensor | Ragged], entry: Entry) -> Tensor | Ragged:
-    if entry.column not in batch:
+    try:
+        found = batch[entry.column]
+    except KeyError:
         hint = did_you_mean(entry.column, batch)
-        raise ValueError(f"the batch has no column '{entry.column}', which feature '{entry.reader}' reads{hint}")
-    found = batch[entry.column]
-    if isinstance(found, Ragged) != entry.is_ragged or values_of(found).dtype != entry.dtype:
+        line = f"the batch has no column '{entry.column}', which feature '{entry.reader}' reads{hint}"
+        raise ValueError(line) from None
+    if isinstance(found, Ragged) is not entry.is_ragged or values_of(found).dtype != entry.dtype:
         raise ValueError(
             f"column '{entry.column}' arrives as {type(found).__name__} of {values_of(found).dtype}, "
             f"need {'Ragged' if entry.is_ragged else 'Tensor'} of {entry.dtype}; was it read with another schema?"
@@ -150,22 +165,24 @@ def _read(batch: Mapping[str, Tensor | Ragged], entry: Entry) -> Tensor | Ragged
     return found
 
 
-def _finish(feature: Feature, value: Values, single: dict[int, Tensor]) -> Tensor | Ragged:
-    """What the model gets; ``single`` keeps the offsets of rows of one value, which many features share."""
-    if feature.is_dense:
-        numbers = values_of(value)
-        return numbers[:, None] if numbers.dim() == 1 else numbers
-    if isinstance(value, Tensor):
-        count = value.shape[0]
+def _to_dense(values: Tensor) -> Tensor:
+    return values[:, None] if values.dim() == 1 else values
+
+
+def _to_rows(state: State, source: Source, keeps_weights: bool, single: dict[int, Tensor]) -> Ragged:
+    """What a table or tower gets; ``single`` keeps the offsets of rows of one value, which many features share."""
+    values, rows = state.values[source], state.rows[source]
+    if rows is None:
+        count = values.shape[0]
         if torch.compiler.is_compiling():  # a number as a key would tie the graph to this number of rows
-            return Ragged(value, torch.arange(count + 1, device=value.device))
+            return Ragged(values, torch.arange(count + 1, device=values.device))
         if count not in single:
-            single[count] = torch.arange(count + 1, device=value.device)
-        return Ragged(value, single[count])
-    rows = value
-    if feature.weights is None and rows.weights is not None:  # those of an input, which were not asked for
-        return Ragged(rows.values, rows.offsets, None, rows.inner_offsets)
-    return rows
+            single[count] = torch.arange(count + 1, device=values.device)
+        return Ragged.of_parts(values, single[count])
+    if rows.values is values and (keeps_weights or rows.weights is None):
+        return rows
+    # Weights of an input that were not asked for are left out.
+    return Ragged.of_parts(values, rows.offsets, rows.weights if keeps_weights else None, rows.inner_offsets)
 
 
 def _weights_for(feature: Feature, ids: Ragged, weights: Tensor | Ragged) -> Tensor:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recis_lightning.features.engine import FeatureEngine, make_steps
-from recis_lightning.features.misfit import values_of
-from recis_lightning.features.plan import Step, plan_transforms, sources_of
+from recis_lightning.features.plan import Source, Step, plan_transforms, sources_of
 from recis_lightning.features.sketch import QuantileSketch
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import (
@@ -155,7 +154,11 @@ class Fitting(FeatureEngine):
         ready = _ready(schema)
         self.targets = {name: index for name, index in ready.items() if index < len(schema.feature(name).transforms)}
         self.waiting = len(list(find_unfitted(schema.features))) > len(self.targets)
-        self.source_of = {name: sources_of(schema, schema.feature(name))[0] for name in self.targets}
+        # What the transform to fit gets: what its feature reads, or what the transforms before it have made of that.
+        self.source_of = {
+            name: Source("feature", name) if index else sources_of(schema, schema.feature(name))[0]
+            for name, index in self.targets.items()
+        }
         self.plan = tuple(_until(step, ready) for step in plan_transforms(schema) if _until(step, ready).calls)
         self.steps = make_steps(self.plan)
         self.fitters = {name: _make_fitter(schema.feature(name).transforms[at]) for name, at in self.targets.items()}
@@ -163,14 +166,9 @@ class Fitting(FeatureEngine):
     @torch.no_grad()
     def add(self, batch: Mapping[str, Tensor | Ragged]) -> None:
         """Look at a batch."""
-        values = self.run(batch)
+        state = self.run(batch)
         for name, fitter in self.fitters.items():
-            if self.targets[name] == 0:  # the first of its feature: what that reads
-                what, source = self.source_of[name]
-                entry = batch[source] if what == "column" else values[source]
-            else:
-                entry = values[name]
-            fitter.add(values_of(entry).numpy())
+            fitter.add(state.values[self.source_of[name]].numpy())
 
     def finish(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The numbers of each transform, by feature and by its place; ValueError lists those that can't be fitted."""

@@ -8,6 +8,7 @@ group of one.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from recis_lightning.schema import Clip, Column, Feature, Schema, Transform, Val
 
 
 class Source(NamedTuple):
-    """Where an input comes from."""
+    """A column or a feature: where an input comes from, and a result goes."""
 
     what: Literal["column", "feature"]
     name: str
@@ -49,6 +50,16 @@ class Step:
     dtype: torch.dtype
     """What the values of the first input are before it: int64 or float32."""
     calls: tuple[Call, ...]
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """The first input of each call."""
+        return tuple(call.inputs[0] for call in self.calls)
+
+    @cached_property
+    def targets(self) -> tuple[Source, ...]:
+        """Where the result of each call goes."""
+        return tuple(Source("feature", call.feature.name) for call in self.calls)
 
     @property
     def features(self) -> tuple[Feature, ...]:

@@ -1,6 +1,6 @@
-"""The steps of a feature plan that look at whole rows: each transforms all its features in one call.
+"""The steps of a feature plan that look at rows, or change them: each transforms all its features in one call.
 
-B batch rows, N values of a feature, K features.
+B batch rows, N values of a feature, K features, M listed ids of all features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,13 +9,26 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from recis_lightning.features.misfit import Misfit, Values, as_rows, row_of, values_of
+from recis_lightning.features.hashes import find_hashes
 from recis_lightning.features.plan import Step
-from recis_lightning.features.steps import drop
-from recis_lightning.features.vocabularies import hash_string
+from recis_lightning.features.state import Misfit, State, Values, as_rows, row_of, values_of
+from recis_lightning.features.steps import splits_of
+from recis_lightning.features.vocabularies import hash_string, read_vocabulary
 from recis_lightning.ragged import Ragged
-from recis_lightning.schema import Cross, Lookup, Overlap, Reduce, SequenceGroup, TimeGap, Truncate, Vector
+from recis_lightning.schema import (
+    Cross,
+    Lookup,
+    MultiHash,
+    Overlap,
+    Reduce,
+    SequenceGroup,
+    TimeGap,
+    Truncate,
+    Vector,
+    Vocabulary,
+)
 from triton_ops import row_transform as ops
+from triton_ops import transform as value_ops
 
 
 class RowStep(nn.Module):
@@ -23,7 +36,18 @@ class RowStep(nn.Module):
 
     launches: ClassVar[int] = 1
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.inputs, self.targets = [call.inputs for call in step.calls], step.targets
+
+    def run(self, state: State) -> None:
+        """Put the results into the state; Misfit for the first row that has none."""
+        results = self.transform([[state.get(source) for source in inputs] for inputs in self.inputs])
+        for target, result in zip(self.targets, results, strict=True):
+            state.put(target, result)
+
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+        """The result of each call from its inputs."""
         raise NotImplementedError
 
 
@@ -38,22 +62,80 @@ def _rows(entry: Values) -> ops.Rows:
     return ops.Rows(ragged.values, ragged.innermost_offsets, ragged.weights)
 
 
+class MultiHashStep(RowStep):
+    """One of several cheap hashes of an id, or all of them in its place."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__(step)
+        self.hashes = [find_hashes(each) for each in step.transforms if isinstance(each, MultiHash)]
+
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+        rows = [as_rows(inputs[0]) for inputs in calls]
+        hashed = value_ops.multi_hash([each.values for each in rows], self.hashes)
+        return [repeat(*each) for each in zip(rows, hashed, map(len, self.hashes), strict=True)]
+
+
+def repeat(rows: Ragged, values: Tensor, times: int) -> Ragged:
+    """So many values in the place of each: [[7], []] with values [1, 2], 2 times -> [[1, 2], []]."""
+    if times == 1:
+        return rows.with_values(values)
+    weights = None if rows.weights is None else rows.weights.repeat_interleave(times)
+    if not rows.inner_offsets:
+        return Ragged(values, rows.offsets * times, weights)
+    return Ragged(values, rows.offsets, weights, (*rows.inner_offsets[:-1], rows.inner_offsets[-1] * times))
+
+
+class VocabularyStep(RowStep):
+    """The place of an id in a list."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__(step)
+        lists = [read_vocabulary(call) for call in step.calls]
+        orders = [each.argsort() for each in lists]
+        self.splits = splits_of(lists)
+        self.unknown = [
+            0 if each.unknown == "drop" else each.unknown for each in step.transforms if isinstance(each, Vocabulary)
+        ]
+        pairs = list(zip(lists, orders, strict=True))
+        self.register_buffer("sorted_M", torch.cat([ids[order] for ids, order in pairs]), persistent=False)
+        self.register_buffer("places_M", torch.cat(orders), persistent=False)
+
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+        rows = [as_rows(inputs[0]) for inputs in calls]
+        sorted_M, places_M = cast(Tensor, self.sorted_M), cast(Tensor, self.places_M)
+        places = value_ops.vocabulary([each.values for each in rows], sorted_M, places_M, self.splits, self.unknown)
+        found = [each.with_values(values) for each, values in zip(rows, places, strict=True)]
+        return [
+            each if unknown else drop(each, each.values >= 0) for each, unknown in zip(found, self.unknown, strict=True)
+        ]
+
+
+def drop(rows: Ragged, keep_N: Tensor) -> Ragged:
+    """The rows with some of their values alone: [[1, 2], [3]] with keep [0, 1, 0] -> [[2], []]."""
+    before = torch.cat([keep_N.new_zeros(1, dtype=torch.int64), keep_N.cumsum(0)])
+    offsets = before[rows.innermost_offsets]
+    weights = None if rows.weights is None else rows.weights[keep_N]
+    if not rows.inner_offsets:
+        return Ragged(rows.values[keep_N], offsets, weights)
+    return Ragged(rows.values[keep_N], rows.offsets, weights, (*rows.inner_offsets[:-1], offsets))
+
+
 class CrossStep(RowStep):
     """Every combination of ids of two or more inputs."""
 
     launches = 2  # repeats are dropped, then ids are combined
 
     def __init__(self, step: Step) -> None:
-        super().__init__()
+        super().__init__(step)
         self.max_ids = [each.max_ids for each in step.transforms if isinstance(each, Cross)]
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         try:
             results = ops.cross([[_rows(entry) for entry in inputs] for inputs in calls], self.max_ids)
         except ops.RowError as error:
             most = self.max_ids[error.column]
             need = f"at most max_ids {most}; truncate the inputs, or raise max_ids"
-            raise Misfit(error.column, error.row, error.found, need) from None
+            raise Misfit(error.column, error.found, need, row=error.row) from None
         return [Ragged(*result) for result in results]
 
 
@@ -61,7 +143,7 @@ class LookupStep(RowStep):
     """What a row's map holds for a key."""
 
     def __init__(self, step: Step) -> None:
-        super().__init__()
+        super().__init__(step)
         self.transforms = [each for each in step.transforms if isinstance(each, Lookup)]
         self.as_number = [call.result.form == "number" for call in step.calls]
         self.keys = [
@@ -70,7 +152,7 @@ class LookupStep(RowStep):
             if isinstance(each, Lookup)
         ]
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         ids = [self._ids(k, inputs) for k, inputs in enumerate(calls)]
         if _checks():
             for k, inputs in enumerate(calls):
@@ -89,7 +171,8 @@ class LookupStep(RowStep):
         if missing == "error" and _checks() and bool((places_N < 0).any()):
             place = int((places_N < 0).nonzero()[0])
             found = f"has no key {int(ids.values[place])} in its map"
-            raise Misfit(k, row_of(ids, place), found, "every key in it; say missing: <number>, or missing: drop")
+            need = "every key in it; say missing: <number>, or missing: drop"
+            raise Misfit(k, found, need, row=row_of(ids, place))
         fill = missing if isinstance(missing, int | float) else 0
         # One value more, for what is not found.
         padded = torch.cat([values, values.new_full((1,), fill)])
@@ -103,7 +186,7 @@ def _check_aligned(call: int, keys: Ragged, values: Ragged) -> None:
     if len(keys.values) != len(values.values) or not torch.equal(keys.offsets, values.offsets):
         row = int((keys.lengths != values.lengths).nonzero()[0])
         found = f"has {int(keys.lengths[row])} keys and {int(values.lengths[row])} values"
-        raise Misfit(call, row, found, "one value for each key")
+        raise Misfit(call, found, "one value for each key", row=row)
 
 
 def truncate(entries: Sequence[Ragged], lengths: Sequence[int], keeps: Sequence[str]) -> list[Ragged]:
@@ -141,11 +224,11 @@ class TruncateStep(RowStep):
     """At most so many entries of a row."""
 
     def __init__(self, step: Step) -> None:
-        super().__init__()
+        super().__init__(step)
         transforms = [each for each in step.transforms if isinstance(each, Truncate)]
         self.lengths, self.keeps = [each.length for each in transforms], [each.keep for each in transforms]
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         return [*truncate([as_rows(inputs[0]) for inputs in calls], self.lengths, self.keeps)]
 
 
@@ -186,10 +269,10 @@ class TimeGapStep(RowStep):
     """How long before now."""
 
     def __init__(self, step: Step) -> None:
-        super().__init__()
+        super().__init__(step)
         self.units = [each.unit for each in step.transforms if isinstance(each, TimeGap)]
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         times = [as_rows(inputs[0]) for inputs in calls]
         nows = [self._now(k, times[k], as_rows(inputs[1])) for k, inputs in enumerate(calls)]
         gaps = ops.time_gap([(_rows(each), now) for each, now in zip(times, nows, strict=True)], self.units)
@@ -201,7 +284,7 @@ class TimeGapStep(RowStep):
             if bool(wrong.any()):
                 row = int(wrong.nonzero()[0])
                 found = f"has {int(now.lengths[row])} values of now"
-                raise Misfit(k, row, found, "one; give its column a default, or drop such rows")
+                raise Misfit(k, found, "one; give its column a default, or drop such rows", row=row)
         padded = torch.cat([now.values, now.values.new_zeros(1)])
         return padded[torch.where(now.lengths > 0, now.offsets[:-1], len(now.values))]
 
@@ -210,10 +293,10 @@ class OverlapStep(RowStep):
     """How many ids of one row are in another."""
 
     def __init__(self, step: Step) -> None:
-        super().__init__()
+        super().__init__(step)
         self.measures = [each.measure for each in step.transforms if isinstance(each, Overlap)]
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         counts = ops.count_common([(_rows(inputs[0]), _rows(inputs[1])) for inputs in calls])
         return [self._measure(*each) for each in zip(self.measures, counts, strict=True)]
 
@@ -232,10 +315,10 @@ class VectorStep(RowStep):
     launches = 0  # the values as they lie, seen as [B, dim]
 
     def __init__(self, step: Step) -> None:
-        super().__init__()
+        super().__init__(step)
         self.transforms = [each for each in step.transforms if isinstance(each, Vector)]
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         return [self._view(k, as_rows(inputs[0])) for k, inputs in enumerate(calls)]
 
     def _view(self, k: int, rows: Ragged) -> Tensor:
@@ -254,17 +337,17 @@ class VectorStep(RowStep):
         if bool(wrong_B.any()):
             row = int(wrong_B.nonzero()[0])
             hint = "; declare fill for empty ones" if self.transforms[k].fill is None else ""
-            raise Misfit(k, row, f"has {int(rows.lengths[row])} numbers", f"{self.transforms[k].dim}{hint}")
+            raise Misfit(k, f"has {int(rows.lengths[row])} numbers", f"{self.transforms[k].dim}{hint}", row=row)
 
 
 class ReduceStep(RowStep):
     """One number of a row's several."""
 
     def __init__(self, step: Step) -> None:
-        super().__init__()
+        super().__init__(step)
         transforms = [each for each in step.transforms if isinstance(each, Reduce)]
         self.hows, self.empties = [each.how for each in transforms], [each.empty for each in transforms]
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
+    def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         rows = [as_rows(inputs[0]) for inputs in calls]
         return [*ops.reduce([ops.Rows(values_of(each), each.offsets) for each in rows], self.hows, self.empties)]

@@ -1,6 +1,6 @@
-"""The steps of a feature plan that take values one by one: each transforms all its features in one call.
+"""The steps of a feature plan that take values one by one and leave rows alone: all features of one in one call.
 
-N values of a feature, K features, M boundaries, knots or listed ids of all features.
+N values of a feature, K features, M boundaries or knots of all features.
 """
 
 import itertools
@@ -10,12 +10,9 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from recis_lightning.features.hashes import find_hashes
-from recis_lightning.features.misfit import Misfit, Values, as_rows, row_of, values_of, with_values
 from recis_lightning.features.plan import Step, integer_boundaries, integer_bounds
-from recis_lightning.features.vocabularies import read_vocabulary
-from recis_lightning.ragged import Ragged
-from recis_lightning.schema import Bucketize, Clip, Cross, Hash, MinMax, Modulo, MultiHash, Quantile, Vocabulary, ZScore
+from recis_lightning.features.state import Misfit, State
+from recis_lightning.schema import Bucketize, Clip, Cross, Hash, MinMax, Modulo, Quantile, ZScore
 from triton_ops import transform as ops
 
 NUMBERS = "numbers; a missing value is a default of its column, not NaN"
@@ -30,17 +27,21 @@ class ValueStep(nn.Module):
     def __init__(self, step: Step) -> None:
         super().__init__()
         self.dtype = step.dtype
+        self.sources, self.targets = step.sources, step.targets
+        self.moves = [pair for pair in zip(self.sources, self.targets, strict=True) if pair[0] != pair[1]]
 
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
-        entries = [inputs[0] for inputs in calls]
-        inputs = [values_of(entry) for entry in entries]
+    def run(self, state: State) -> None:
+        """Put the results into the state; Misfit for the first value that has none."""
+        inputs = [state.values[source] for source in self.sources]
         outputs = self.transform(inputs)
         if not torch.compiler.is_compiling():
             misfit = self.find_misfit(inputs, outputs)
             if misfit is not None:
                 call, place = misfit
-                raise Misfit(call, row_of(entries[call], place), f"gives {inputs[call][place].item()}", self.need)
-        return list(map(self.finish, entries, outputs))
+                raise Misfit(call, f"gives {inputs[call][place].item()}", self.need, place=place)
+        state.values.update(zip(self.targets, outputs, strict=True))
+        for source, target in self.moves:
+            state.rows[target] = state.rows[source]
 
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         raise NotImplementedError
@@ -48,9 +49,6 @@ class ValueStep(nn.Module):
     def find_misfit(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, int] | None:
         """The first feature and place without a result; None where all have one."""
         return None
-
-    def finish(self, entry: Values, values: Tensor) -> Values:
-        return with_values(entry, values)
 
     def keep_numbers(self, name: str, numbers: Tensor) -> None:
         # As bits, since Module.half() and precision bf16-true would move numbers that are kept as floats.
@@ -61,7 +59,7 @@ class ValueStep(nn.Module):
         return cast(Tensor, getattr(self, name)).view(torch.float32)
 
 
-def _splits(parts: Sequence[Sized]) -> list[int]:
+def splits_of(parts: Sequence[Sized]) -> list[int]:
     return list(itertools.accumulate(map(len, parts), initial=0))
 
 
@@ -136,7 +134,7 @@ class QuantileStep(ValueStep):
     def __init__(self, step: Step) -> None:
         super().__init__(step)
         knots = [each.knots for each in step.transforms if isinstance(each, Quantile)]
-        self.splits = _splits(knots)
+        self.splits = splits_of(knots)
         self.keep_numbers("knots_M", torch.tensor([knot for each in knots for knot in each], dtype=torch.float32))
 
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -156,7 +154,7 @@ class BucketizeStep(ValueStep):
         boundaries: list[Sequence[float]] = [each.boundaries for each in step.transforms if isinstance(each, Bucketize)]
         if step.dtype == torch.int64:
             boundaries = [integer_boundaries(each) for each in boundaries]
-        self.splits = _splits(boundaries)
+        self.splits = splits_of(boundaries)
         self.keep_numbers(
             "boundaries_M", torch.tensor([each for part in boundaries for each in part], dtype=step.dtype)
         )
@@ -180,7 +178,10 @@ class ModuloStep(ValueStep):
         self.in_place = all(isinstance(each, Hash | Cross) for each in before)
 
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        return ops.modulo(inputs, self.divisors, self.in_place)
+        if not self.in_place or torch.compiler.is_compiling():
+            return ops.modulo(inputs, self.divisors)
+        ops.modulo_(inputs, self.divisors)
+        return list(inputs)
 
 
 class HashStep(ValueStep):
@@ -192,64 +193,3 @@ class HashStep(ValueStep):
 
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return ops.hash_ids(inputs, self.kinds)
-
-
-class MultiHashStep(ValueStep):
-    """One of several cheap hashes of an id, or all of them in its place."""
-
-    def __init__(self, step: Step) -> None:
-        super().__init__(step)
-        self.hashes = [find_hashes(each) for each in step.transforms if isinstance(each, MultiHash)]
-
-    def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        return ops.multi_hash(inputs, self.hashes)
-
-    def finish(self, entry: Values, values: Tensor) -> Values:
-        entry = as_rows(entry)
-        times = len(values) // max(1, len(entry.values))
-        if times <= 1:
-            return Ragged(values, entry.offsets, entry.weights, entry.inner_offsets)
-        weights = None if entry.weights is None else entry.weights.repeat_interleave(times)
-        if not entry.inner_offsets:
-            return Ragged(values, entry.offsets * times, weights)
-        return Ragged(values, entry.offsets, weights, (*entry.inner_offsets[:-1], entry.inner_offsets[-1] * times))
-
-
-class VocabularyStep(ValueStep):
-    """The place of an id in a list."""
-
-    def __init__(self, step: Step) -> None:
-        super().__init__(step)
-        lists = [read_vocabulary(call) for call in step.calls]
-        orders = [each.argsort() for each in lists]
-        self.splits = _splits(lists)
-        self.unknown = [
-            0 if each.unknown == "drop" else each.unknown for each in step.transforms if isinstance(each, Vocabulary)
-        ]
-        pairs = list(zip(lists, orders, strict=True))
-        self.register_buffer("sorted_M", torch.cat([ids[order] for ids, order in pairs]), persistent=False)
-        self.register_buffer("places_M", torch.cat(orders), persistent=False)
-
-    def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        sorted_M, places_M = cast(Tensor, self.sorted_M), cast(Tensor, self.places_M)
-        return ops.vocabulary(inputs, sorted_M, places_M, self.splits, self.unknown)
-
-    def finish(self, entry: Values, values: Tensor) -> Values:
-        return as_rows(entry).with_values(values)
-
-    def forward(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
-        results = super().forward(calls)
-        return [
-            drop(result, values_of(result) >= 0) if unknown == 0 and isinstance(result, Ragged) else result
-            for result, unknown in zip(results, self.unknown, strict=True)
-        ]
-
-
-def drop(rows: Ragged, keep_N: Tensor) -> Ragged:
-    """The rows with some of their values alone: [[1, 2], [3]] with keep [0, 1, 0] -> [[2], []]."""
-    before = torch.cat([keep_N.new_zeros(1, dtype=torch.int64), keep_N.cumsum(0)])
-    offsets = before[rows.innermost_offsets]
-    weights = None if rows.weights is None else rows.weights[keep_N]
-    if not rows.inner_offsets:
-        return Ragged(rows.values[keep_N], offsets, weights)
-    return Ragged(rows.values[keep_N], rows.offsets, weights, (*rows.inner_offsets[:-1], offsets))

@@ -8,6 +8,7 @@ from recis_lightning.features import FeatureEngine
 from recis_lightning.features.describe import describe_plan
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Schema
+from triton_ops.row_transform import cpu as row_cpu
 from triton_ops.transform import cpu
 
 
@@ -41,18 +42,27 @@ def test_the_plan_lists_order_groups_inputs_outputs_and_calls():
 
 def test_a_kind_at_a_depth_is_one_call_of_its_kernel(monkeypatch):
     calls: list[tuple[str, int]] = []
-    for name in ("hash_ids", "modulo", "bucketize_floats"):
-        kernel = getattr(cpu, name)
+    kernels = [(cpu, name) for name in ("hash_ids", "modulo", "bucketize_floats")]
+    for module, name in [*kernels, (row_cpu, "unique"), (row_cpu, "cross")]:
+        kernel = getattr(module, name)
 
         def counted(columns, *arguments, name=name, kernel=kernel):
             calls.append((name, len(columns)))
-            kernel(columns, *arguments)
+            return kernel(columns, *arguments)
 
-        monkeypatch.setattr(cpu, name, counted)
+        monkeypatch.setattr(module, name, counted)
     batch = {f"c{i}": Ragged.from_lists([[i], []]) for i in range(1, 27)}
     batch |= {f"i{i}": torch.tensor([0.5, 2.0]) for i in range(1, 14)}
     FeatureEngine(forty_columns())(batch)
-    assert calls == [("hash_ids", 26), ("bucketize_floats", 13), ("modulo", 26), ("modulo", 1)]
+    # A cross has two kernels: repeats are dropped from its 2 sides, then they are combined.
+    assert calls == [
+        ("hash_ids", 26),
+        ("bucketize_floats", 13),
+        ("modulo", 26),
+        ("unique", 2),
+        ("cross", 2),
+        ("modulo", 1),
+    ]
 
 
 def test_what_is_not_fitted_is_listed_below():

@@ -103,9 +103,30 @@ def _keep_unique(values: Any, source: Any, weights: Any, source_weights: Any, sl
     return kept
 
 
+@numba.njit
+def _count_combinations(lengths_SB: Any, splits_C1: Any, max_ids_C: Any, offsets_CB1: Any) -> Any:
+    """Fill the offsets of each cross; the first cross and row with more than max_ids, (-1, -1) where none has."""
+    for c in range(len(max_ids_C)):
+        offsets_CB1[c, 0] = 0
+        for b in range(lengths_SB.shape[1]):
+            combinations = 1.0  # float64 saturates where integers would wrap
+            for s in range(splits_C1[c], splits_C1[c + 1]):
+                combinations *= lengths_SB[s, b]
+            if combinations > max_ids_C[c]:
+                return c, b
+            offsets_CB1[c, b + 1] = offsets_CB1[c, b] + np.int64(combinations)
+    return -1, -1
+
+
 @kernel
-def unique(sides_K5: Any, lengths_KB: Any) -> None:
-    """See reference.py; row b keeps its place and fills lengths[k, b] of it."""
+def unique(
+    sides_K5: Any,
+    splits_C1: Any,  # the sides of each cross
+    max_ids_C: Any,
+    lengths_KB: Any,  # row b keeps its place, and fills so much of it
+    offsets_CB1: Any,  # of the combinations
+) -> Any:
+    """See reference.py; the first cross and row with too many combinations, (-1, -1) where none has."""
     rows = lengths_KB.shape[1]
     for k in range(len(sides_K5)):
         offsets = numba.carray(int64_at(sides_K5[k, 1]), rows + 1)
@@ -127,11 +148,12 @@ def unique(sides_K5: Any, lengths_KB: Any) -> None:
             lengths_KB[k, b] = _keep_unique(
                 values[first:last], source[first:last], weights[own:own_weights], source_weights[own:own_weights], slots
             )
+    return _count_combinations(lengths_KB, splits_C1, max_ids_C, offsets_CB1)
 
 
 @kernel
 def cross(
-    sides_S3: Any,  # (address of values, of offsets, of weights or 0); rows keep their first lengths[s, b] values
+    sides_S5: Any,  # behind `unique`: of a row the first lengths[s, b] values there are
     lengths_SB: Any,
     splits_C1: Any,  # the sides of each cross
     results_C3: Any,  # (address of values, of offsets, of weights or 0)
@@ -156,10 +178,10 @@ def cross(
                         stride //= lengths_SB[s, b]
                         at = left // stride
                         left -= at * stride
-                    at += numba.carray(int64_at(sides_S3[s, 1]), rows + 1)[b]
-                    value = murmur_step(value, U(numba.carray(int64_at(sides_S3[s, 0]), at + 1)[at]))
-                    if sides_S3[s, 2]:
-                        weight *= numba.carray(float32_at(sides_S3[s, 2]), at + 1)[at]
+                    at += numba.carray(int64_at(sides_S5[s, 1]), rows + 1)[b]
+                    value = murmur_step(value, U(numba.carray(int64_at(sides_S5[s, 3]), at + 1)[at]))
+                    if sides_S5[s, 4]:
+                        weight *= numba.carray(float32_at(sides_S5[s, 4]), at + 1)[at]
                 values[offsets[b] + place] = np.int64(murmur_end(value))
                 if len(weights):
                     weights[offsets[b] + place] = weight

@@ -4,7 +4,7 @@ B rows, N values of a column, K columns, S sides of all crosses.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -60,42 +60,44 @@ def cross(
     gives more than ``max_ids``, naming the cross and the row.
     """
     sides = [side for each in crosses for side in each]
-    splits = np.concatenate([[0], np.cumsum([len(each) for each in crosses])]).astype(np.int64)
+    splits = np.array([*accumulate(map(len, crosses), initial=0)])
     if _is_reference([side.values for side in sides]):
-        once = [[reference.unique(side) for side in each] for each in crosses]
-        if not torch.compiler.is_compiling():
-            for k, each in enumerate(once):
-                _check_counts(k, torch.stack([side.offsets.diff() for side in each]).cpu().numpy(), max_ids[k])
-        return [reference.cross(each) for each in once]
+        return _cross_by_reference(crosses, max_ids)
     from triton_ops.row_transform import cpu
 
     sides = [_contiguous_rows(side) for side in sides]
-    lengths_SB = torch.empty(len(sides), len(sides[0].offsets) - 1, dtype=torch.int64)
-    values = allocate([len(side.values) for side in sides], torch.int64, lengths_SB.device)
+    rows = sides[0].offsets.shape[0] - 1
+    values = allocate([side.values.shape[0] for side in sides], torch.int64, torch.device("cpu"))
     weights = [None if side.weights is None else torch.empty_like(side.weights) for side in sides]
-    sources_S3 = np.array([_addresses_of(side) for side in sides], np.int64).reshape(-1, 3)
-    kept_S2 = np.array([[v.data_ptr(), _address(w)] for v, w in zip(values, weights, strict=True)], np.int64)
-    cpu.unique(np.concatenate([sources_S3, kept_S2], 1), lengths_SB.numpy())
+    kept = [(each.data_ptr(), _address(weight)) for each, weight in zip(values, weights, strict=True)]
+    sides_S5 = np.array([(*_addresses_of(side), *each) for side, each in zip(sides, kept, strict=True)], np.int64)
+    lengths_SB, offsets_CB1 = np.empty((len(sides), rows), np.int64), np.empty((len(crosses), rows + 1), np.int64)
+    k, row = cpu.unique(sides_S5, splits, np.array(max_ids, np.int64), lengths_SB, offsets_CB1)
+    if k >= 0:
+        raise _too_many(k, row, lengths_SB[splits[k] : splits[k + 1], row])
     results = []
-    for k, (first, last) in enumerate(pairwise(splits.tolist())):
-        offsets = torch.from_numpy(_check_counts(k, lengths_SB[first:last].numpy(), max_ids[k]))
-        weighted = any(weight is not None for weight in weights[first:last])
-        count = int(offsets[-1])
-        results.append(Rows(torch.empty(count, dtype=torch.int64), offsets, torch.empty(count) if weighted else None))
-    kept_S3 = np.stack([kept_S2[:, 0], sources_S3[:, 1], kept_S2[:, 1]], 1)
-    cpu.cross(kept_S3, lengths_SB.numpy(), splits, np.array([_addresses_of(each) for each in results], np.int64))
+    for offsets_B1, each in zip(offsets_CB1, crosses, strict=True):
+        count, is_weighted = int(offsets_B1[-1]), any(side.weights is not None for side in each)
+        ids = torch.empty(count, dtype=torch.int64)
+        results.append(Rows(ids, torch.from_numpy(offsets_B1), torch.empty(count) if is_weighted else None))
+    cpu.cross(sides_S5, lengths_SB, splits, np.array([_addresses_of(each) for each in results], np.int64))
     return results
 
 
-def _check_counts(k: int, lengths_SB: NDArray[np.int64], max_ids: int) -> NDArray[np.int64]:
-    """The offsets of the products of lengths; RowError where one is too large. Counted in float64, which saturates."""
-    products = lengths_SB.prod(0, dtype=np.float64)
-    if products.max(initial=0) > max_ids:
-        row = int(np.argmax(products > max_ids))
-        raise RowError(k, row, f"gives {' x '.join(map(str, lengths_SB[:, row]))} combinations")
-    offsets = np.zeros(len(products) + 1, np.int64)
-    np.cumsum(products, out=offsets[1:], dtype=np.int64)
-    return offsets
+def _cross_by_reference(crosses: Sequence[Sequence[Rows]], max_ids: Sequence[int]) -> list[Rows]:
+    once = [[reference.unique(side) for side in each] for each in crosses]
+    if not torch.compiler.is_compiling():
+        for k, each in enumerate(once):
+            lengths_SB = torch.stack([side.offsets.diff() for side in each])
+            is_large_B = lengths_SB.double().prod(0) > max_ids[k]  # float64 saturates where integers would wrap
+            if bool(is_large_B.any()):
+                row = int(is_large_B.nonzero()[0])
+                raise _too_many(k, row, lengths_SB[:, row].cpu().numpy())
+    return [reference.cross(each) for each in once]
+
+
+def _too_many(k: int, row: int, lengths_S: NDArray[np.int64]) -> RowError:
+    return RowError(k, row, f"gives {' x '.join(map(str, lengths_S.tolist()))} combinations")
 
 
 def count_common(pairs: Sequence[tuple[Rows, Rows]]) -> list[tuple[Tensor, Tensor]]:

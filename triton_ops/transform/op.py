@@ -4,11 +4,13 @@ N values of a column, K columns, M boundaries, knots or listed ids of all column
 splits[k] : splits[k + 1].
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from triton_ops.columns import allocate, describe
@@ -21,21 +23,29 @@ HASH_KINDS = ("farm", "murmur", "xxh64")
 def modulo(
     inputs: Sequence[Tensor],  # K times int64 [N], any value
     divisors: Sequence[int],  # at least 1, below 2^63
-    in_place: bool = False,  # the inputs may be written over
 ) -> list[Tensor]:
     """Values read as unsigned 64-bit, modulo a divisor: [[12, -1]] with divisors [10] -> [[2, 5]].
 
-    -1 is 2^64 - 1 = 18446744073709551615, which ends in 5. With ``in_place`` results may lie in the inputs' memory:
-    fresh memory is slow at first touch. Raises ValueError where dtypes or counts do not fit.
+    -1 is 2^64 - 1 = 18446744073709551615, which ends in 5. Raises ValueError where dtypes or counts do not fit.
     """
     _check(inputs, torch.int64, len(divisors))
     how = _choose(inputs)
     if how == "reference":
         return [reference.modulo(values, divisor) for values, divisor in zip(inputs, divisors, strict=True)]
-    divisors_K = np.array(divisors, np.int64)
-    if in_place and all(values.is_contiguous() for values in inputs):
-        return _run(how, "modulo", inputs, torch.int64, divisors_K, outputs=[values.view(-1) for values in inputs])
-    return _run(how, "modulo", inputs, torch.int64, divisors_K)
+    return _run(how, "modulo", inputs, torch.int64, np.array(divisors, np.int64))
+
+
+def modulo_(inputs: Sequence[Tensor], divisors: Sequence[int]) -> None:
+    """As `modulo`, with the results in the place of contiguous inputs: fresh memory is slow at first touch."""
+    _check(inputs, torch.int64, len(divisors))
+    how = _choose(inputs)
+    if how == "reference":
+        for values, divisor in zip(inputs, divisors, strict=True):
+            values.copy_(reference.modulo(values, divisor))
+        return
+    if not all(values.is_contiguous() for values in inputs):
+        raise ValueError("inputs that are written over must be contiguous; call modulo, or pass copies")
+    _launch(how, "modulo", inputs, inputs, np.array(divisors, np.int64))
 
 
 def hash_ids(
@@ -47,13 +57,19 @@ def hash_ids(
     What `hash_bytes` gives for the same bytes. Raises ValueError where dtypes, counts or kinds do not fit.
     """
     _check(inputs, torch.int64, len(kinds))
-    unknown = [kind for kind in kinds if kind not in HASH_KINDS]
-    if unknown:
-        raise ValueError(f"hash kind is '{unknown[0]}', need one of {', '.join(HASH_KINDS)}")
+    kinds_K = _number_kinds(tuple(kinds))
     how = _choose(inputs)
     if how == "reference":
         return [reference.hash_ids(ids, kind) for ids, kind in zip(inputs, kinds, strict=True)]
-    return _run(how, "hash_ids", inputs, torch.int64, np.array([HASH_KINDS.index(kind) for kind in kinds], np.int64))
+    return _run(how, "hash_ids", inputs, torch.int64, kinds_K)
+
+
+@functools.lru_cache(256)
+def _number_kinds(kinds: tuple[str, ...]) -> NDArray[np.int64]:
+    unknown = [kind for kind in kinds if kind not in HASH_KINDS]
+    if unknown:
+        raise ValueError(f"hash kind is '{unknown[0]}', need one of {', '.join(HASH_KINDS)}")
+    return np.array([HASH_KINDS.index(kind) for kind in kinds], np.int64)
 
 
 def multi_hash(
@@ -221,24 +237,24 @@ def _run(
     dtype: torch.dtype,
     *parameters: Any,  # tensors and NumPy arrays, in the kernel's order
     lengths: Sequence[int] | None = None,
-    outputs: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """One call of a kernel for all columns."""
+    """The results of one call of a kernel for all columns."""
     inputs = [values if values.is_contiguous() else values.contiguous() for values in inputs]
-    if outputs is None:
-        lengths = [values.numel() for values in inputs] if lengths is None else lengths
-        outputs = allocate(lengths, dtype, inputs[0].device)
-    kernel: Callable[..., None]
+    outputs = allocate(lengths or [values.numel() for values in inputs], dtype, inputs[0].device)
+    _launch(how, name, inputs, outputs, *parameters)
+    return outputs
+
+
+def _launch(how: str, name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], *parameters: Any) -> None:
     if how == "triton":
         from triton_ops.transform.kernels import launch
 
         launch(name, inputs, outputs, parameters)
-        return outputs
+        return
     from triton_ops.transform import cpu
 
-    kernel = getattr(cpu, name)
+    kernel: Callable[..., None] = getattr(cpu, name)
     kernel(describe(inputs, outputs), *(each.numpy() if isinstance(each, Tensor) else each for each in parameters))
-    return outputs
 
 
 def _starts(parts: Sequence[Sequence[Any]]) -> Any:

@@ -40,7 +40,10 @@ class Ragged:
                 raise ValueError(f"{name} is {offsets.dtype} {list(offsets.shape)}, need int64 [rows + 1]")
         if self.values.dim() == 0:
             raise ValueError("values are one number, need [N, ...]; give one value for each entry of the rows")
-        if self.weights is not None and self.weights.shape != self.values.shape[:1]:
+        if torch.compiler.is_compiling():  # sizes that data decides can be compared when the graph runs, no sooner
+            if self.weights is not None:
+                torch._check(self.weights.shape[0] == self.values.shape[0])
+        elif self.weights is not None and self.weights.shape != self.values.shape[:1]:
             raise ValueError(
                 f"weights are {list(self.weights.shape)} for values {list(self.values.shape)}; give one weight a value"
             )
@@ -85,7 +88,9 @@ class Ragged:
 
     def with_values(self, values: Tensor) -> "Ragged":
         """The same rows over other values of the same count, e.g. embeddings [N, D] in the place of ids [N]."""
-        if values.dim() == 0 or values.shape[0] != self.values.shape[0]:
+        if torch.compiler.is_compiling():
+            torch._check(values.shape[0] == self.values.shape[0])
+        elif values.dim() == 0 or values.shape[0] != self.values.shape[0]:
             raise ValueError(f"{len(values)} values for rows of {len(self.values)}; give one for each")
         return Ragged.of_parts(values, self.offsets, self.weights, self.inner_offsets)
 

@@ -4,6 +4,7 @@ B batch rows, N values of a feature.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -92,7 +93,11 @@ class FeatureEngine(nn.Module):
         self.entries = plan_entries(schema)
         self.features = schema.features
         self.column_of = {each.name: schema.column_of(each).name for each in schema.features if not each.inputs}
-        self.sequences = SequenceStep(schema.sequences)
+        read = {entry.column for entry in self.entries}
+        groups = [
+            replace(each, columns=tuple(name for name in each.columns if name in read)) for each in schema.sequences
+        ]
+        self.sequences = SequenceStep([each for each in groups if each.columns])
         inputs = [source for feature in schema.features for source in sources_of(schema, feature)]
         self.inputs = [source for source in dict.fromkeys(inputs) if source.what == "column"]
         pairs = [(feature, Source("feature", feature.name)) for feature in schema.features]
@@ -104,7 +109,33 @@ class FeatureEngine(nn.Module):
         ]
 
     def forward(self, batch: Mapping[str, Tensor | Ragged]) -> dict[str, Tensor | Ragged]:
+        return self._finish(self.run(batch))
+
+    def graph(self, batch: Mapping[str, Tensor | Ragged]) -> tuple[dict[str, Tensor | Ragged], Tensor]:
+        """What `forward` gives, for a graph, which can't stop at a value; and int64 [C] what it would have stopped at.
+
+        Misfit i is the first row that `looks[i]` refuses, or the number of rows where it refuses none.
+        """
         state = self.run(batch)
+        return self._finish(state), torch.stack(state.misfits) if state.misfits else torch.empty(0, dtype=torch.int64)
+
+    @property
+    def looks(self) -> list[tuple[str, str]]:
+        """What transforms look at before they give a result: where, and what is needed there."""
+        weighted = [feature for feature, _ in self.starts if feature.weights is not None]
+        weights = [(f"feature '{each.name}'", f"a weight in '{each.weights}' for each id") for each in weighted]
+        transforms = [
+            (self._where(step.calls[call]), need)
+            for step, module in zip(self.plan, self._typed_steps, strict=True)
+            for call, need in module.needs
+        ]
+        return [*self.sequences.looks, *weights, *transforms]
+
+    @property
+    def _typed_steps(self) -> Iterable[ValueStep | RowStep]:
+        return cast("Iterable[ValueStep | RowStep]", self.steps)
+
+    def _finish(self, state: State) -> dict[str, Tensor | Ragged]:
         single: dict[int, Tensor] = {}
         return {
             name: _to_dense(state.values[source]) if is_dense else _to_rows(state, source, keeps_weights, single)
@@ -114,7 +145,7 @@ class FeatureEngine(nn.Module):
     def run(self, batch: Mapping[str, Tensor | Ragged]) -> State:
         """What all features are behind their transforms, internal ones too."""
         state = self._start(batch)
-        for step, module in zip(self.plan, cast("Iterable[ValueStep | RowStep]", self.steps), strict=True):
+        for step, module in zip(self.plan, self._typed_steps, strict=True):
             try:
                 module.run(state)
             except Misfit as misfit:
@@ -124,26 +155,28 @@ class FeatureEngine(nn.Module):
     def _start(self, batch: Mapping[str, Tensor | Ragged]) -> State:
         """The columns, cut where they are sequences, and features that read one: as it, with the weights they name."""
         columns: dict[str, Values] = {entry.column: _read(batch, entry) for entry in self.entries}
-        if self.sequences.sequences:
-            columns = self.sequences(columns)
         state = State()
+        if self.sequences.sequences:
+            columns = self.sequences.run(columns, state)
         for source in self.inputs:
             state.put(source, columns[source.name])
         for feature, source in self.starts:
             entry = columns[self.column_of[feature.name]]
             if feature.weights is not None:
                 ids, weights = as_rows(entry), columns[feature.weights]
+                if torch.compiler.is_compiling():
+                    state.note(ids.lengths != as_rows(weights).lengths)
                 entry = Ragged(ids.values, ids.offsets, _weights_for(feature, ids, weights), ids.inner_offsets)
             state.put(source, entry)
         return state
 
     def _describe(self, call: Call, misfit: Misfit, state: State) -> str:
         row = misfit.row if misfit.place is None else row_of(state.rows[call.inputs[0]], misfit.place)
+        return f"{self._where(call)}, row {row} of the batch {misfit.found}, need {misfit.need}"
+
+    def _where(self, call: Call) -> str:
         source = " x ".join(self._source(what, name) for what, name in call.inputs)
-        return (
-            f"feature '{call.feature.name}', transforms[{call.index}] ({call.transform.kind}): {source}, "
-            f"row {row} of the batch {misfit.found}, need {misfit.need}"
-        )
+        return f"feature '{call.feature.name}', transforms[{call.index}] ({call.transform.kind}): {source}"
 
     def _source(self, what: str, name: str) -> str:
         is_column = what == "column" or name in self.column_of
@@ -189,7 +222,7 @@ def _weights_for(feature: Feature, ids: Ragged, weights: Tensor | Ragged) -> Ten
     assert isinstance(weights, Ragged)  # _read has seen to it
     pairs = [(ids.offsets, weights.offsets), *zip(ids.inner_offsets, weights.inner_offsets, strict=True)]
     # On other devices counts alone are compared: equality would wait for the device at every batch. In a graph nothing
-    # is: it can't depend on values, and who calls it has compared.
+    # is: it can't depend on values, and has noted where they differ.
     is_graph = torch.compiler.is_compiling()
     matches = is_graph or (
         len(ids.values) == len(weights.values)

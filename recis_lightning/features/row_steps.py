@@ -3,8 +3,8 @@
 B batch rows, N values of a feature, K features, M listed ids of all features.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +40,26 @@ class RowStep(nn.Module):
         super().__init__()
         self.inputs, self.targets = [call.inputs for call in step.calls], step.targets
 
+    @property
+    def needs(self) -> list[tuple[int, str]]:
+        """The looks it takes at its rows, in the order of their notes in a graph: which call's, and what it needs."""
+        return []
+
     def run(self, state: State) -> None:
         """Put the results into the state; Misfit for the first row that has none."""
-        results = self.transform([[state.get(source) for source in inputs] for inputs in self.inputs])
+        calls = [[state.get(source) for source in inputs] for inputs in self.inputs]
+        results = self.transform(calls)
+        if torch.compiler.is_compiling():
+            self.note(state, calls, results)
         for target, result in zip(self.targets, results, strict=True):
             state.put(target, result)
 
     def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         """The result of each call from its inputs."""
         raise NotImplementedError
+
+    def note(self, state: State, calls: Sequence[Sequence[Values]], results: Sequence[Values]) -> None:
+        """Note in a graph what `transform` looks at and refuses outside of one."""
 
 
 def _checks() -> bool:
@@ -114,10 +125,11 @@ def drop(rows: Ragged, keep_N: Tensor) -> Ragged:
     """The rows with some of their values alone: [[1, 2], [3]] with keep [0, 1, 0] -> [[2], []]."""
     before = torch.cat([keep_N.new_zeros(1, dtype=torch.int64), keep_N.cumsum(0)])
     offsets = before[rows.innermost_offsets]
-    weights = None if rows.weights is None else rows.weights[keep_N]
+    places = keep_N.nonzero()[:, 0]  # once for both, so that a graph knows them to be equally many
+    weights = None if rows.weights is None else rows.weights[places]
     if not rows.inner_offsets:
-        return Ragged(rows.values[keep_N], offsets, weights)
-    return Ragged(rows.values[keep_N], rows.offsets, weights, (*rows.inner_offsets[:-1], offsets))
+        return Ragged(rows.values[places], offsets, weights)
+    return Ragged(rows.values[places], rows.offsets, weights, (*rows.inner_offsets[:-1], offsets))
 
 
 class CrossStep(RowStep):
@@ -129,14 +141,27 @@ class CrossStep(RowStep):
         super().__init__(step)
         self.max_ids = [each.max_ids for each in step.transforms if isinstance(each, Cross)]
 
+    @property
+    def needs(self) -> list[tuple[int, str]]:
+        return [(k, self._need(k)) for k in range(len(self.max_ids))]
+
+    def _need(self, k: int) -> str:
+        return f"at most max_ids {self.max_ids[k]}; truncate the inputs, or raise max_ids"
+
+    def note(self, state: State, calls: Sequence[Sequence[Values]], results: Sequence[Values]) -> None:
+        for result, most in zip(results, self.max_ids, strict=True):
+            state.note(as_rows(result).lengths > most)
+
     def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         try:
             results = ops.cross([[_rows(entry) for entry in inputs] for inputs in calls], self.max_ids)
         except ops.RowError as error:
-            most = self.max_ids[error.column]
-            need = f"at most max_ids {most}; truncate the inputs, or raise max_ids"
-            raise Misfit(error.column, error.found, need, row=error.row) from None
+            raise Misfit(error.column, error.found, self._need(error.column), row=error.row) from None
         return [Ragged(*result) for result in results]
+
+
+ONE_VALUE = "one value for each key"
+EVERY_KEY = "every key in it; say missing: <number>, or missing: drop"
 
 
 class LookupStep(RowStep):
@@ -160,6 +185,20 @@ class LookupStep(RowStep):
         places = ops.find_keys([(_rows(each), _rows(inputs[-2])) for each, inputs in zip(ids, calls, strict=True)])
         return [self._take(k, ids[k], as_rows(inputs[-1]).values, places[k]) for k, inputs in enumerate(calls)]
 
+    @property
+    def needs(self) -> list[tuple[int, str]]:
+        aligned = [(k, ONE_VALUE) for k in range(len(self.transforms))]
+        return aligned + [(k, EVERY_KEY) for k, each in enumerate(self.transforms) if each.missing == "error"]
+
+    def note(self, state: State, calls: Sequence[Sequence[Values]], results: Sequence[Values]) -> None:
+        for inputs in calls:
+            state.note(as_rows(inputs[-2]).lengths != as_rows(inputs[-1]).lengths)
+        for k, inputs in enumerate(calls):
+            if self.transforms[k].missing == "error":
+                ids = self._ids(k, inputs)
+                (places_N,) = ops.find_keys([(_rows(ids), _rows(inputs[-2]))])
+                state.note(places_N < 0, ids)
+
     def _ids(self, k: int, inputs: Sequence[Values]) -> Ragged:
         if self.transforms[k].key is None:
             return as_rows(inputs[0])
@@ -171,12 +210,12 @@ class LookupStep(RowStep):
         if missing == "error" and _checks() and bool((places_N < 0).any()):
             place = int((places_N < 0).nonzero()[0])
             found = f"has no key {int(ids.values[place])} in its map"
-            need = "every key in it; say missing: <number>, or missing: drop"
-            raise Misfit(k, found, need, row=row_of(ids, place))
+            raise Misfit(k, found, EVERY_KEY, row=row_of(ids, place))
         fill = missing if isinstance(missing, int | float) else 0
         # One value more, for what is not found.
         padded = torch.cat([values, values.new_full((1,), fill)])
-        taken = padded[torch.where(places_N < 0, len(values), places_N)]
+        # In a graph, rows with fewer values than keys have been noted, but it goes on.
+        taken = padded[torch.where(places_N < 0, len(values), places_N).clamp(max=len(values))]
         if missing == "drop":
             return drop(ids.with_values(taken), places_N >= 0)
         return taken if self.as_number[k] else ids.with_values(taken)
@@ -186,16 +225,26 @@ def _check_aligned(call: int, keys: Ragged, values: Ragged) -> None:
     if len(keys.values) != len(values.values) or not torch.equal(keys.offsets, values.offsets):
         row = int((keys.lengths != values.lengths).nonzero()[0])
         found = f"has {int(keys.lengths[row])} keys and {int(values.lengths[row])} values"
-        raise Misfit(call, found, "one value for each key", row=row)
+        raise Misfit(call, found, ONE_VALUE, row=row)
 
 
-def truncate(entries: Sequence[Ragged], lengths: Sequence[int], keeps: Sequence[str]) -> list[Ragged]:
-    """At most so many entries of each outer row, nested ones whole, weights with them; one call for all."""
+class Cut(NamedTuple):
+    """Which entries of each row stay."""
+
+    starts_B: Tensor
+    counts_B: Tensor
+
+
+def cut_of(offsets_B1: Tensor, length: int, keep: str) -> Cut:
+    """At most so many entries, the last or the first: offsets [0, 3], length 2, last -> starts [1], counts [2]."""
+    counts_B = offsets_B1.diff().clamp(max=length)
+    return Cut(offsets_B1[1:] - counts_B if keep == "last" else offsets_B1[:-1], counts_B)
+
+
+def truncate(entries: Sequence[Ragged], cuts: Sequence[Cut]) -> list[Ragged]:
+    """The entries of each outer row that stay, nested ones whole, weights with them; one call for all."""
     jobs: list[tuple[Tensor, Tensor, Tensor]] = []
-    shared: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = {}
-    for entry, length, keep in zip(entries, lengths, keeps, strict=True):
-        # Columns that lie on the same offsets, as those of ids that miss nothing do, are cut by the same.
-        starts_B, counts_B = shared.setdefault((id(entry.offsets), length, keep), _cut(entry.offsets, length, keep))
+    for entry, (starts_B, counts_B) in zip(entries, cuts, strict=True):
         for inner in entry.inner_offsets:
             jobs.append((inner.diff(), starts_B, counts_B))
             starts_B, counts_B = inner[starts_B], inner[starts_B + counts_B] - inner[starts_B]
@@ -204,11 +253,6 @@ def truncate(entries: Sequence[Ragged], lengths: Sequence[int], keeps: Sequence[
             jobs.append((entry.weights, starts_B, counts_B))
     pieces = iter(ops.take_ranges(*(list(part) for part in zip(*jobs, strict=True))) if jobs else [])
     return [_join(entry, pieces) for entry in entries]
-
-
-def _cut(offsets: Tensor, length: int, keep: str) -> tuple[Tensor, Tensor]:
-    counts_B = offsets.diff().clamp(max=length)
-    return (offsets[1:] - counts_B if keep == "last" else offsets[:-1]), counts_B
 
 
 def _join(entry: Ragged, pieces: Iterator[ops.Rows]) -> Ragged:
@@ -229,40 +273,60 @@ class TruncateStep(RowStep):
         self.lengths, self.keeps = [each.length for each in transforms], [each.keep for each in transforms]
 
     def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
-        return [*truncate([as_rows(inputs[0]) for inputs in calls], self.lengths, self.keeps)]
+        rows = [as_rows(inputs[0]) for inputs in calls]
+        cuts = [cut_of(*each) for each in zip((each.offsets for each in rows), self.lengths, self.keeps, strict=True)]
+        return [*truncate(rows, cuts)]
 
 
-class SequenceStep(nn.Module):
+class SequenceStep:
     """Cuts the columns of sequences together, before any feature reads them."""
 
     def __init__(self, sequences: Sequence[SequenceGroup]) -> None:
-        super().__init__()
         self.sequences = tuple(sequences)
 
-    def forward(self, columns: dict[str, Values]) -> dict[str, Values]:
-        """All columns, those of sequences cut; ValueError where the columns of one are not equally long in a row."""
-        names, lengths, keeps = [], [], []
-        for sequence in self.sequences:
-            own = [name for name in sequence.columns if name in columns]
-            if _checks():
-                self._check(sequence, {name: as_rows(columns[name]) for name in own})
-            names += own
-            lengths += [sequence.length] * len(own)
-            keeps += [sequence.keep] * len(own)
-        cut = truncate([as_rows(columns[name]) for name in names], lengths, keeps)
-        return columns | dict(zip(names, cut, strict=True))
+    @property
+    def looks(self) -> list[tuple[str, str]]:
+        """What it looks at, in the order of its notes in a graph: where, and what is needed there."""
+        return [
+            (f"sequence '{each.name}'", f"as many entries in column '{name}' as in '{each.columns[0]}'")
+            for each in self.sequences
+            for name in each.columns[1:]
+        ]
 
-    def _check(self, sequence: SequenceGroup, entries: dict[str, Ragged]) -> None:
-        first, *others = entries.items()
-        for name, entry in others:
-            if torch.equal(first[1].offsets, entry.offsets):
-                continue
-            lengths = [first[1].lengths, entry.lengths]
-            row = int((lengths[0] != lengths[1]).nonzero()[0])
-            raise ValueError(
-                f"sequence '{sequence.name}': row {row} of the batch has {int(lengths[0][row])} entries in column "
-                f"'{first[0]}', but {int(lengths[1][row])} in '{name}'; its columns need one entry each for every event"
-            )
+    def run(self, columns: Mapping[str, Values], state: State) -> dict[str, Values]:
+        """All columns, those of sequences cut; ValueError where the columns of one are not equally long in a row."""
+        names: list[str] = []
+        cuts: list[Cut] = []
+        for sequence in self.sequences:
+            own = [as_rows(columns[name]) for name in sequence.columns]
+            for name, entry in zip(sequence.columns[1:], own[1:], strict=True):
+                if _checks():
+                    self._check(sequence, name, own[0], entry)
+                else:
+                    state.note(own[0].lengths != entry.lengths)
+            names += sequence.columns
+            # All by the first: they are equally long, and in a graph their sizes are then known to be one.
+            cuts += [cut_of(own[0].offsets, sequence.length, sequence.keep)] * len(own)
+        cut = truncate([as_rows(columns[name]) for name in names], cuts)
+        return {**columns, **dict(zip(names, cut, strict=True))}
+
+    def _check(self, sequence: SequenceGroup, name: str, first: Ragged, entry: Ragged) -> None:
+        if torch.equal(first.offsets, entry.offsets):
+            return
+        lengths = [first.lengths, entry.lengths]
+        row = int((lengths[0] != lengths[1]).nonzero()[0])
+        raise ValueError(
+            f"sequence '{sequence.name}': row {row} of the batch has {int(lengths[0][row])} entries in column "
+            f"'{sequence.columns[0]}', but {int(lengths[1][row])} in '{name}'; its columns need one entry each for "
+            "every event"
+        )
+
+
+ONE_NOW = "one; give its column a default, or drop such rows"
+
+
+def _lacks_now(times: Ragged, now: Ragged) -> Tensor:
+    return (now.lengths != 1) & ((times.lengths > 0) | (now.lengths > 1))
 
 
 class TimeGapStep(RowStep):
@@ -272,6 +336,14 @@ class TimeGapStep(RowStep):
         super().__init__(step)
         self.units = [each.unit for each in step.transforms if isinstance(each, TimeGap)]
 
+    @property
+    def needs(self) -> list[tuple[int, str]]:
+        return [(k, ONE_NOW) for k in range(len(self.units))]
+
+    def note(self, state: State, calls: Sequence[Sequence[Values]], results: Sequence[Values]) -> None:
+        for times, now in calls:
+            state.note(_lacks_now(as_rows(times), as_rows(now)))
+
     def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         times = [as_rows(inputs[0]) for inputs in calls]
         nows = [self._now(k, times[k], as_rows(inputs[1])) for k, inputs in enumerate(calls)]
@@ -280,11 +352,11 @@ class TimeGapStep(RowStep):
 
     def _now(self, k: int, times: Ragged, now: Ragged) -> Tensor:
         if _checks():
-            wrong = (now.lengths != 1) & ((times.lengths > 0) | (now.lengths > 1))
+            wrong = _lacks_now(times, now)
             if bool(wrong.any()):
                 row = int(wrong.nonzero()[0])
                 found = f"has {int(now.lengths[row])} values of now"
-                raise Misfit(k, found, "one; give its column a default, or drop such rows", row=row)
+                raise Misfit(k, found, ONE_NOW, row=row)
         padded = torch.cat([now.values, now.values.new_zeros(1)])
         return padded[torch.where(now.lengths > 0, now.offsets[:-1], len(now.values))]
 
@@ -318,26 +390,44 @@ class VectorStep(RowStep):
         super().__init__(step)
         self.transforms = [each for each in step.transforms if isinstance(each, Vector)]
 
+    @property
+    def needs(self) -> list[tuple[int, str]]:
+        return [(k, self._need(k)) for k in range(len(self.transforms))]
+
+    def _need(self, k: int) -> str:
+        return f"{self.transforms[k].dim}{'; declare fill for empty ones' if self.transforms[k].fill is None else ''}"
+
     def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         return [self._view(k, as_rows(inputs[0])) for k, inputs in enumerate(calls)]
 
+    def note(self, state: State, calls: Sequence[Sequence[Values]], results: Sequence[Values]) -> None:
+        for k, inputs in enumerate(calls):
+            state.note(self._misfits(k, as_rows(inputs[0])))
+
+    def _misfits(self, k: int, rows: Ragged) -> Tensor:
+        wrong_B = rows.lengths != self.transforms[k].dim
+        return wrong_B if self.transforms[k].fill is None else wrong_B & (rows.lengths > 0)
+
     def _view(self, k: int, rows: Ragged) -> Tensor:
         dim, fill = self.transforms[k].dim, self.transforms[k].fill
-        if fill is None:
-            if _checks():
-                self._check(k, rows, rows.lengths != dim)
-            return rows.values.view(-1, dim)
-        empty_B = rows.lengths == 0
-        if _checks():
-            self._check(k, rows, ~empty_B & (rows.lengths != dim))
-        vectors = torch.full((len(rows), dim), fill, dtype=rows.values.dtype, device=rows.device)
-        return vectors.masked_scatter(~empty_B[:, None], rows.values)
-
-    def _check(self, k: int, rows: Ragged, wrong_B: Tensor) -> None:
+        if not _checks():
+            return _gather_vectors(rows, dim, 0.0 if fill is None else fill)
+        wrong_B = self._misfits(k, rows)
         if bool(wrong_B.any()):
             row = int(wrong_B.nonzero()[0])
-            hint = "; declare fill for empty ones" if self.transforms[k].fill is None else ""
-            raise Misfit(k, f"has {int(rows.lengths[row])} numbers", f"{self.transforms[k].dim}{hint}", row=row)
+            raise Misfit(k, f"has {int(rows.lengths[row])} numbers", self._need(k), row=row)
+        if fill is None:
+            return rows.values.view(-1, dim)
+        vectors = torch.full((len(rows), dim), fill, dtype=rows.values.dtype, device=rows.device)
+        return vectors.masked_scatter((rows.lengths > 0)[:, None], rows.values)
+
+
+def _gather_vectors(rows: Ragged, dim: int, fill: float) -> Tensor:
+    """The first numbers of each row, for a graph, which can't know that there are ``dim`` of them."""
+    places = torch.arange(dim, device=rows.device)
+    padded = torch.cat([rows.values, rows.values.new_full((1,), fill)])
+    exists = places < rows.lengths[:, None]
+    return padded[torch.where(exists, rows.offsets[:-1, None] + places, len(rows.values))]
 
 
 class ReduceStep(RowStep):

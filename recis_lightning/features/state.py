@@ -44,11 +44,15 @@ class State:
 
     Apart, since most transforms change values and leave rows: 26 columns through hash and modulo are 26 Ragged in the
     end, not 78. ``rows`` are Ragged over older values of the same count, or None where each row has one value.
+
+    A graph can't stop at a value that has no result: ``misfits`` then holds, for each look a transform takes at its
+    values, the first row it refuses, or the number of rows where it refuses none.
     """
 
     def __init__(self) -> None:
         self.values: dict[Source, Tensor] = {}
         self.rows: dict[Source, Ragged | None] = {}
+        self.misfits: list[Tensor] = []
 
     def put(self, source: Source, entry: Values) -> None:
         if isinstance(entry, Ragged):
@@ -63,3 +67,11 @@ class State:
         if rows.values is values:
             return rows
         return Ragged.of_parts(values, rows.offsets, rows.weights, rows.inner_offsets)
+
+    def note(self, unfit: Tensor, rows: Ragged | None = None) -> None:
+        """Keep the first row of a graph's values, or without ``rows`` of its rows, that are unfit (bool)."""
+        place = (~unfit).long().cumprod(0).sum()  # how many fit before the first that does not
+        if rows is not None:
+            for offsets in [*reversed(rows.inner_offsets), rows.offsets]:
+                place = torch.searchsorted(offsets, place, right=True) - 1
+        self.misfits.append(place)

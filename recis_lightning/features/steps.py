@@ -5,7 +5,7 @@ N values of a feature, K features, M boundaries or knots of all features.
 
 import itertools
 from collections.abc import Sequence, Sized
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,33 @@ class ValueStep(nn.Module):
     """One transform of every value of some features."""
 
     launches: ClassVar[int] = 1
-    need: ClassVar[str] = "ids"
+    need: ClassVar[str] = ""
+    """What it needs of the numbers it looks at, for messages."""
+    finite: ClassVar[bool] = False
+    """Whether infinity is refused too, not NaN alone."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
         self.dtype = step.dtype
+        self.looks_at: Literal["inputs", "outputs"] | None = "outputs" if self.need else None
         self.sources, self.targets = step.sources, step.targets
         self.moves = [pair for pair in zip(self.sources, self.targets, strict=True) if pair[0] != pair[1]]
+
+    @property
+    def needs(self) -> list[tuple[int, str]]:
+        """The looks it takes at its values, in the order of their notes in a graph: which call's, and what it needs."""
+        return [] if self.looks_at is None else [(call, self.need) for call in range(len(self.sources))]
 
     def run(self, state: State) -> None:
         """Put the results into the state; Misfit for the first value that has none."""
         inputs = [state.values[source] for source in self.sources]
         outputs = self.transform(inputs)
-        if not torch.compiler.is_compiling():
-            misfit = self.find_misfit(inputs, outputs)
-            if misfit is not None:
+        if self.looks_at is not None:
+            looked_at = inputs if self.looks_at == "inputs" else outputs
+            if torch.compiler.is_compiling():
+                for source, values in zip(self.sources, looked_at, strict=True):
+                    state.note(~values.isfinite() if self.finite else values.isnan(), state.rows[source])
+            elif (misfit := ops.find_unfit(looked_at, self.finite)) is not None:
                 call, place = misfit
                 raise Misfit(call, f"gives {inputs[call][place].item()}", self.need, place=place)
         state.values.update(zip(self.targets, outputs, strict=True))
@@ -45,10 +57,6 @@ class ValueStep(nn.Module):
 
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         raise NotImplementedError
-
-    def find_misfit(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, int] | None:
-        """The first feature and place without a result; None where all have one."""
-        return None
 
     def keep_numbers(self, name: str, numbers: Tensor) -> None:
         # As bits, since Module.half() and precision bf16-true would move numbers that are kept as floats.
@@ -71,12 +79,10 @@ class Log1pStep(ValueStep):
     """log(1 + x), float32."""
 
     need = "numbers above -1; clip before it, or correct the data"
+    finite = True
 
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return ops.log1p(inputs)
-
-    def find_misfit(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, int] | None:
-        return ops.find_unfit(outputs, finite=True)
 
 
 class ClipStep(ValueStep):
@@ -86,6 +92,8 @@ class ClipStep(ValueStep):
 
     def __init__(self, step: Step) -> None:
         super().__init__(step)
+        if step.dtype == torch.int64:
+            self.looks_at = None
         self.bounds: list[tuple[float | None, float | None]] = [
             integer_bounds(each) if step.dtype == torch.int64 else (each.low, each.high)
             for each in step.transforms
@@ -95,14 +103,12 @@ class ClipStep(ValueStep):
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return ops.clip(inputs, self.bounds)
 
-    def find_misfit(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, int] | None:
-        return ops.find_unfit(outputs, finite=False) if self.dtype == torch.float32 else None
-
 
 class StandardizeStep(ValueStep):
     """z_score and min_max: (x - shift) / scale, float32."""
 
     need = "finite numbers; clip before it, or correct the data"
+    finite = True
 
     def __init__(self, step: Step) -> None:
         super().__init__(step)
@@ -111,9 +117,6 @@ class StandardizeStep(ValueStep):
 
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return ops.standardize(_floats(inputs), self.kept_floats("shift_scale_K2"))
-
-    def find_misfit(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, int] | None:
-        return ops.find_unfit(outputs, finite=True)
 
 
 def _shift_and_scale(transform: ZScore | MinMax) -> tuple[float, float]:
@@ -140,9 +143,6 @@ class QuantileStep(ValueStep):
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return ops.quantile(_floats(inputs), self.kept_floats("knots_M"), self.splits)
 
-    def find_misfit(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, int] | None:
-        return ops.find_unfit(outputs, finite=False)
-
 
 class BucketizeStep(ValueStep):
     """How many boundaries a value reaches, int64. Floats are compared in float32, integers as integers."""
@@ -151,6 +151,7 @@ class BucketizeStep(ValueStep):
 
     def __init__(self, step: Step) -> None:
         super().__init__(step)
+        self.looks_at = "inputs" if step.dtype == torch.float32 else None
         boundaries: list[Sequence[float]] = [each.boundaries for each in step.transforms if isinstance(each, Bucketize)]
         if step.dtype == torch.int64:
             boundaries = [integer_boundaries(each) for each in boundaries]
@@ -162,9 +163,6 @@ class BucketizeStep(ValueStep):
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         kept = cast(Tensor, self.boundaries_M)
         return ops.bucketize(inputs, kept if self.dtype == torch.int64 else kept.view(torch.float32), self.splits)
-
-    def find_misfit(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, int] | None:
-        return ops.find_unfit(inputs, finite=False) if self.dtype == torch.float32 else None
 
 
 class ModuloStep(ValueStep):

@@ -53,8 +53,9 @@ class DotInteraction(nn.Module):
     def __init__(self, fields: int) -> None:
         super().__init__()
         firsts_P, seconds_P = torch.tril_indices(fields, fields, offset=-1)
-        self.register_buffer("firsts_P", firsts_P, persistent=False)
-        self.register_buffer("seconds_P", seconds_P, persistent=False)
+        # Copies: torch.export warns of buffers that are parts of one tensor.
+        self.register_buffer("firsts_P", firsts_P.clone(), persistent=False)
+        self.register_buffer("seconds_P", seconds_P.clone(), persistent=False)
         self.output_dim = len(firsts_P)
 
     def forward(self, fields_BFD: Tensor) -> Tensor:

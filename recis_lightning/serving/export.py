@@ -115,13 +115,18 @@ def _describe_column(column: Column, form: str) -> dict[str, Any]:
 
 
 def _describe(module: RecModule, columns: list[dict[str, Any]]) -> dict[str, Any]:
-    schema = module.schema
+    schema, names = module.schema, {column["name"] for column in columns}
     return {
         "format": scorer.FORMAT,
         "written_by": {"recis_lightning": recis_lightning.__version__, "torch": torch.__version__},
         "columns": columns,
-        "weights": [list(pair) for pair in Selection.of(schema, labels=False).weights],
-        "features": [{"name": f.name, "table": f.table, "pooling": f.pooling} for f in schema.features],
+        "aligned": [[name for name in group if name in names] for group in schema.aligned_columns],
+        "looks": [{"where": where, "need": need} for where, need in module.features.looks],
+        "features": [
+            {"name": each.name, "table": each.table, "pooling": each.pooling}
+            for each in schema.features
+            if not each.internal
+        ],
         "tables": {name: _describe_table(module, name) for name in module.tables},
         "tasks": [asdict(task) for task in schema.tasks],
         "schema": schema.to_dict(),

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from recis_lightning.features import FeatureEngine
 from recis_lightning.ragged import Ragged
-from recis_lightning.schema import Feature
+from recis_lightning.schema import Custom, Feature
 from recis_lightning.training import RecModule
 from triton_ops.gather_pool import pool_coefficients
 from triton_ops.gather_pool.reference import sum_bags
@@ -31,23 +32,25 @@ class FeatureProgram(nn.Module):
     """Columns to features: {"c1": {"values": [12], "offsets": [0, 1]}}, modulo 10 -> {"c1": {"values": [2], ...}}.
 
     Takes what a batch holds, id columns and lists as parts, others as float32 [B]; gives by feature name parts for
-    embedded features, float32 [B, 1] for dense ones.
+    embedded features, float32 [B, 1] or [B, dim] for dense ones; and int64 [C], for each of `FeatureEngine.looks` the
+    first row that is refused, B or more where none is.
     """
 
     def __init__(self, engine: FeatureEngine) -> None:
         super().__init__()
         self.engine = engine
 
-    def forward(self, columns: Mapping[str, Tensor | Parts]) -> dict[str, Tensor | Parts]:
+    def forward(self, columns: Mapping[str, Tensor | Parts]) -> tuple[dict[str, Tensor | Parts], Tensor]:
         batch = {name: entry if isinstance(entry, Tensor) else _to_ragged(entry) for name, entry in columns.items()}
-        return {name: _to_parts(entry) for name, entry in self.engine(batch).items()}
+        features, misfits = self.engine.graph(batch)
+        return {name: _to_parts(entry) for name, entry in features.items()}, misfits
 
 
 class ScoreProgram(nn.Module):
     """Rows and dense features to scores [B] by task: what the model does behind its tables, pooling included.
 
-    ``dense`` are float32 [B, 1] by feature name; ``embedded`` are parts whose values are rows [N, D] of the feature's
-    table, zeros for an id that has none.
+    ``dense`` are float32 [B, 1] or [B, dim] by feature name; ``embedded`` are parts whose values are rows [N, D] of the
+    feature's table, zeros for an id that has none.
     """
 
     def __init__(self, module: RecModule) -> None:
@@ -98,22 +101,30 @@ def trace_features(module: RecModule, is_ragged: Mapping[str, bool]) -> Exported
         dtype = torch.int64 if module.schema.is_id_column(name) else torch.float32
         columns[name] = sizes.parts(torch.ones(sizes.next(), dtype=dtype)) if ragged else torch.ones(TRACED_ROWS)
     for feature in module.schema.features:  # weights are as many as their ids
-        if feature.weights is not None:
+        if feature.column_weights is not None:
             ids = columns[module.schema.column_of(feature).name]
-            columns[feature.weights] = {"values": ids["values"].float(), "offsets": ids["offsets"].clone()}
-    return _trace(FeatureProgram(module.features), (columns,))
+            columns[feature.column_weights] = {"values": ids["values"].float(), "offsets": ids["offsets"].clone()}
+    custom = [
+        f"feature '{feature.name}', transforms[{index}] '{transform.class_path}'"
+        for feature in module.schema.features
+        for index, transform in enumerate(feature.transforms)
+        if isinstance(transform, Custom)
+    ]
+    hint = f"; of your own there are {', '.join(custom)}" if custom else ""
+    return _trace("the transforms of features", FeatureProgram(module.features), (columns,), hint)
 
 
 def trace_scores(module: RecModule) -> ExportedProgram:
     """The graph of `ScoreProgram`."""
     sizes = _Sizes()
-    dense = {feature.name: torch.ones(TRACED_ROWS, 1) for feature in module.schema.dense_features}
+    schema = module.schema
+    dense = {feature.name: torch.ones(TRACED_ROWS, schema.width_of(feature)) for feature in schema.dense_features}
     embedded = {}
-    for feature in module.schema.embedded_features:
+    for feature in schema.embedded_features:
         table, count = module.tables[str(feature.table)], sizes.next()
         weights = torch.ones(count) if feature.weights else None
         embedded[feature.name] = sizes.parts(torch.ones(count, table.dim, dtype=table.dtype), weights)
-    return _trace(ScoreProgram(module), (dense, embedded))
+    return _trace(f"the network {type(module.network).__name__}", ScoreProgram(module), (dense, embedded))
 
 
 class _Sizes:
@@ -134,8 +145,15 @@ class _Sizes:
         return parts if weights is None else parts | {"weights": weights}
 
 
-def _trace(program: nn.Module, inputs: tuple[Any, ...]) -> ExportedProgram:
-    """Export with every first dimension open, from 2 on: torch takes 0 and 1 for other cases, see `scorer._pad`."""
+def _trace(what: str, program: nn.Module, inputs: tuple[Any, ...], hint: str = "") -> ExportedProgram:
+    """Export with every first dimension open, from 4 on: see `scorer._pad`."""
     shapes = torch.utils._pytree.tree_map(lambda tensor: {0: Dim.AUTO}, inputs)
-    with torch.no_grad():
-        return torch.export.export(program.eval(), inputs, dynamic_shapes=shapes, strict=True)
+    try:
+        with torch.no_grad():
+            return torch.export.export(program.eval(), inputs, dynamic_shapes=shapes, strict=True)
+    except Exception as error:  # torch raises a score of kinds, and the modules it traces any
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise MisconfigurationException(
+            f"{what} can't be written as a graph by torch.export: {reason[0]}{hint}; "
+            "write it in operations of torch, without a branch on values"
+        ) from error

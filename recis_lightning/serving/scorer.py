@@ -13,6 +13,7 @@ B rows of a request, N values of a column, D width of a table's rows, U rows of 
 """
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor
 from triton_ops.hash_bytes.reference import HASHES
 
 FORMAT = 1
+PADDING = 4  # rows, of one value each; graphs take that many of everything and more
 LARGEST_WHOLE = 2**24  # beyond it float32 does not hold every whole number
 
 
@@ -50,15 +52,16 @@ class Scorer:
         self.manifest: dict[str, Any] = json.loads((root / "manifest.json").read_text())
         if self.manifest["format"] != FORMAT:
             raise ValueError(f"{root} has format {self.manifest['format']}, this scorer reads {FORMAT}; take its own")
-        self._features = torch.export.load(root / "features.pt2").module()
-        self._scores = torch.export.load(root / "scores.pt2").module()
+        self._features, self._scores = _load(root / "features.pt2"), _load(root / "scores.pt2")
         self._tables = {name: Table(root / "tables" / f"{name}.safetensors") for name in self.manifest["tables"]}
 
     def score(self, rows: Mapping[str, Values]) -> dict[str, NDArray[Any]]:
         """The scores [B] of each task; ValueError where a column is missing or does not fit, naming column and row."""
         columns, count = self._read(rows)
         with torch.no_grad():
-            dense, embedded = self._look_up(self._features(_pad(columns)), count)
+            features, misfits = self._features(_pad(columns))
+            self._refuse(misfits, count)
+            dense, embedded = self._look_up(features)
             return {task: scores[:count].numpy() for task, scores in self._scores(dense, embedded).items()}
 
     def _read(self, rows: Mapping[str, Values]) -> tuple[dict[str, Any], int]:
@@ -71,48 +74,59 @@ class Scorer:
             columns[name], counts[name] = READERS[column["form"]](column, rows[name])
         if len(set(counts.values())) > 1:
             raise ValueError(f"the columns have unequal numbers of rows: {counts}")
-        for ids, weights in self.manifest["weights"]:
-            lengths, others = columns[ids]["offsets"].diff(), columns[weights]["offsets"].diff()
-            if not torch.equal(lengths, others):
-                row = int((lengths != others).nonzero()[0])
-                raise ValueError(
-                    f"row {row} has {int(lengths[row])} ids in '{ids}', {int(others[row])} weights in '{weights}'"
-                )
+        for group in self.manifest["aligned"]:
+            for name in group[1:]:
+                lengths, others = columns[group[0]]["offsets"].diff(), columns[name]["offsets"].diff()
+                if not torch.equal(lengths, others):
+                    row = int((lengths != others).nonzero()[0])
+                    found = f"{int(lengths[row])} values in '{group[0]}', {int(others[row])} in '{name}'"
+                    raise ValueError(f"row {row} has {found}; these columns go together, value by value")
         return columns, next(iter(counts.values()))
 
-    def _look_up(
-        self, features: Mapping[str, Any], count: int
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """Put the rows of the tables in the place of ids; of dense features ``count`` values must be finite."""
+    def _refuse(self, misfits: Tensor, count: int) -> None:
+        """ValueError for a value that a transform has no result for, as in training."""
+        for look, row in zip(self.manifest["looks"], misfits.tolist(), strict=True):
+            if row < count:  # beyond it are rows of padding, or none
+                raise ValueError(f"{look['where']}, row {row} has no result, need {look['need']}")
+
+    def _look_up(self, features: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Put the rows of the tables in the place of ids."""
         dense: dict[str, Tensor] = {}
         embedded: dict[str, dict[str, Tensor]] = {}
         for feature in self.manifest["features"]:
             name, entry = feature["name"], features[feature["name"]]
             if feature["table"] is None:
-                is_number = entry[:count].isfinite()
-                if not bool(is_number.all()):
-                    row = int((~is_number).nonzero()[0, 0])
-                    raise ValueError(f"feature '{name}', row {row}: its transforms have no result for this value")
                 dense[name] = entry
             else:
                 embedded[name] = {**entry, "values": self._tables[feature["table"]].rows(entry["values"])}
         return dense, embedded
 
 
+def _load(path: Path) -> Any:
+    """A graph; torch would warn of each size in it that data decides, and that it has simplified away."""
+    logger = logging.getLogger("torch._export.serde.serialize")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return torch.export.load(path).module()
+    finally:
+        logger.setLevel(level)
+
+
 def _pad(columns: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Two more rows where there is less than two of anything: graphs are traced for at least two, see torch.export."""
+    """More rows where there is little of anything: to torch 0 and 1 are cases apart, of a size and of one less."""
 
     def size(entry: Any) -> int:
         return min(len(entry["values"]), len(entry["offsets"]) - 1) if isinstance(entry, dict) else len(entry)
 
     def pad(entry: Any) -> Any:
         if not isinstance(entry, dict):
-            return torch.cat([entry, entry.new_zeros(2)])
+            return torch.cat([entry, entry.new_zeros(PADDING)])
         values, offsets = entry["values"], entry["offsets"]
-        more = torch.tensor([len(values) + 1, len(values) + 2])
-        return {"values": torch.cat([values, values.new_zeros(2)]), "offsets": torch.cat([offsets, more])}
+        more = len(values) + torch.arange(1, PADDING + 1)
+        return {"values": torch.cat([values, values.new_zeros(PADDING)]), "offsets": torch.cat([offsets, more])}
 
-    is_small = any(size(entry) < 2 for entry in columns.values())
+    is_small = any(size(entry) < PADDING for entry in columns.values())
     return {name: pad(entry) for name, entry in columns.items()} if is_small else columns
 
 

@@ -1,49 +1,73 @@
 """Modules over named inputs of changing sizes, compiled once: what `RecModule(compile=True)` runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor
 
+from recis_lightning.features import FeatureEngine
 from recis_lightning.ragged import Ragged
 
 Inputs = Mapping[str, Tensor | Ragged]
 
 
 class Compiled:
-    """``module`` under torch.compile as one graph, for inputs of any number of rows and values.
+    """``function`` under torch.compile as one graph, for inputs of any number of rows and values.
 
     ``backend`` is that of torch.compile. A graph break is an error of torch that names the line. Inputs with less than
-    two of anything go to the module as it is: torch would compile anew for each combination of them.
+    two of anything go to the function as it is: torch would compile anew for each combination of them.
     """
 
-    def __init__(self, module: nn.Module, backend: str = "inductor") -> None:
-        self.module = module
-        self._graph: Any = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
+    def __init__(self, function: Callable[[Inputs], Any], backend: str = "inductor") -> None:
+        self.function = function
+        self._graph: Any = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
 
     def __call__(self, inputs: Inputs) -> Any:
-        entries = dict(inputs)  # a batch's views are made here, outside of the graph
+        entries = _apart(dict(inputs))  # a batch's views are made here, outside of the graph
         tensors = pytree.tree_leaves(entries)
         if any(tensor.shape[0] < 2 for tensor in tensors):
-            return self.module(entries)
+            return self.function(entries)
         for tensor in tensors:
             # Else two sizes that are equal in the first batch are taken for one.
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        return self._graph(entries)
+        with _sizes_in_graphs():
+            return self._graph(entries)
+
+
+def _apart(entries: dict[str, Tensor | Ragged]) -> dict[str, Tensor | Ragged]:
+    """The entries with a tensor object for each: of which columns share offsets, a graph would keep that they do."""
+    seen: set[int] = set()
+
+    def once(tensor: Tensor) -> Tensor:
+        if id(tensor) in seen:
+            return tensor.view_as(tensor)
+        seen.add(id(tensor))
+        return tensor
+
+    return pytree.tree_map(once, entries)
+
+
+def _sizes_in_graphs() -> AbstractContextManager[None]:
+    """Lets sizes that data decides into a graph: those of a cross, of rows that are cut, of ids that are dropped."""
+    return torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True)
 
 
 class CompiledFeatures(Compiled):
     """A feature engine compiled; values that its transforms have no result for are refused as ever.
 
-    A graph can't stop at a value: where numbers that are not finite go in or come out, the engine itself looks again.
+    A graph can't stop at a value: it gives the first row that each look refuses, and where there is one the engine
+    itself looks again, and raises its error.
     """
+
+    def __init__(self, engine: FeatureEngine, backend: str = "inductor") -> None:
+        super().__init__(engine.graph, backend)
+        self.engine = engine
 
     def __call__(self, inputs: Inputs) -> Any:
         entries = dict(inputs)
-        outputs = super().__call__(entries)
-        floats = [leaf for leaf in pytree.tree_leaves((entries, outputs)) if leaf.is_floating_point()]
-        if all(bool(leaf.sum().isfinite()) for leaf in floats):
-            return outputs
-        return self.module(entries)
+        features, misfits = super().__call__(entries)
+        rows = len(next(iter(entries.values())))
+        return self.engine(entries) if bool((misfits < rows).any()) else features

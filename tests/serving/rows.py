@@ -1,6 +1,7 @@
 """A model with one of every form of input, and rows for it: as lists for the scorer, as ORC for the data module."""
 
 import random
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ def make_rows(count: int, seed: int = 0, ids: int = 40) -> dict[str, list[Any]]:
     }
 
 
-def write_rows(rows: dict[str, list[Any]], path: Path) -> Path:
-    arrays = [pa.array(values, TYPES[name]) for name, values in rows.items()]
+def write_rows(rows: dict[str, list[Any]], path: Path, types: Mapping[str, pa.DataType] = TYPES) -> Path:
+    arrays = [pa.array(values, types[name]) for name, values in rows.items()]
     orc.write_table(pa.table(arrays, names=list(rows)), path)
     return path
 

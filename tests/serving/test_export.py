@@ -213,10 +213,16 @@ def test_the_copied_source_is_whole_and_reads_alone():
         ({"city": [7, "a"]}, "column 'city', value 0: 7 is no string"),
         ({"code": ["x", "1"]}, "column 'code', value 0: 'x' is no string"),
         ({"tags": [[1, None], [2]], "tag_weights": [[1, 2], [1]]}, "row 0: a missing value in a list"),
-        ({"tags": [[1, 2], [2]], "tag_weights": [[1, 2], []]}, "row 1 has 1 ids in 'tags', 0 weights"),
+        (
+            {"tags": [[1, 2], [2]], "tag_weights": [[1, 2], []]},
+            "row 1 has 1 values in 'tags', 0 in 'tag_weights'; these",
+        ),
         ({"price": [1e300, 1]}, "column 'price': 1e.300 is no number"),
         ({"age": [2**24 + 1, 1]}, "column 'age'"),
-        ({"price": [float("inf"), 1]}, "feature 'price', row 0"),
+        (
+            {"price": [float("inf"), 1]},
+            r"feature 'price', transforms\[1\] \(log1p\): column 'price', row 0 has no result, need",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(loaded, changes, message):

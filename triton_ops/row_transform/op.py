@@ -34,8 +34,10 @@ def take_ranges(
 
     The pieces must lie inside the values. Columns of one table of lengths share their offsets.
     """
-    shared: dict[int, Tensor] = {}
-    offsets = [shared.setdefault(id(each), to_offsets(each)) for each in lengths]
+    offsets: list[Tensor] = []
+    for k, each in enumerate(lengths):
+        same = next((at for at in range(k) if lengths[at] is each), None)
+        offsets.append(to_offsets(each) if same is None else offsets[same])
     if _is_reference(inputs):
         pieces = [reference.take_ranges(*each) for each in zip(inputs, starts, offsets, strict=True)]
         return [Rows(values, each) for values, each in zip(pieces, offsets, strict=True)]

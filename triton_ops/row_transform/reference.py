@@ -50,7 +50,9 @@ def unique(rows: Rows) -> Rows:
     keep = torch.ones(len(order), dtype=torch.bool, device=order.device)
     keep[order[1:][repeats]] = False
     lengths = torch.zeros(len(rows.offsets) - 1, dtype=torch.int64, device=row.device).index_add(0, row, keep.long())
-    return Rows(rows.values[keep], to_offsets(lengths), None if rows.weights is None else rows.weights[keep])
+    places = keep.nonzero()[:, 0]  # once for both, so that a graph knows them to be equally many
+    weights = None if rows.weights is None else rows.weights[places]
+    return Rows(rows.values[places], to_offsets(lengths), weights)
 
 
 def cross(sides: Sequence[Rows]) -> Rows:

@@ -57,18 +57,17 @@ def hash_ids(
     What `hash_bytes` gives for the same bytes. Raises ValueError where dtypes, counts or kinds do not fit.
     """
     _check(inputs, torch.int64, len(kinds))
-    kinds_K = _number_kinds(tuple(kinds))
+    if not set(kinds) <= set(HASH_KINDS):
+        unknown = next(kind for kind in kinds if kind not in HASH_KINDS)
+        raise ValueError(f"hash kind is '{unknown}', need one of {', '.join(HASH_KINDS)}")
     how = _choose(inputs)
     if how == "reference":
         return [reference.hash_ids(ids, kind) for ids, kind in zip(inputs, kinds, strict=True)]
-    return _run(how, "hash_ids", inputs, torch.int64, kinds_K)
+    return _run(how, "hash_ids", inputs, torch.int64, _number_kinds(tuple(kinds)))
 
 
 @functools.lru_cache(256)
 def _number_kinds(kinds: tuple[str, ...]) -> NDArray[np.int64]:
-    unknown = [kind for kind in kinds if kind not in HASH_KINDS]
-    if unknown:
-        raise ValueError(f"hash kind is '{unknown[0]}', need one of {', '.join(HASH_KINDS)}")
     return np.array([HASH_KINDS.index(kind) for kind in kinds], np.int64)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pyarrow import orc
 
 from recis_lightning.cli import main
 from recis_lightning.data.synthetic_schema import synthesize
@@ -84,9 +85,13 @@ def test_verify_without_a_recipe_is_refused(
     assert not (tmp_path / "x").exists()
 
 
-def test_predictions_go_to_the_folder_named_with_the_columns_kept(trained: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["parquet", "orc"])
+def test_predictions_go_to_the_folder_named_with_the_columns_kept(
+    form: str, trained: tuple[str, str], tmp_path: Path
+) -> None:
     recipe, checkpoint = trained
-    options = ["--predictions", str(tmp_path / "out"), "--predictions_format", "parquet", "--data.keep", "[city, user]"]
+    options = ["--predictions", str(tmp_path / "out"), "--predictions_format", form, "--data.keep", "[city, user]"]
     assert main(["predict", "--config", recipe, "--ckpt_path", checkpoint, *options]) == 0
-    found = pq.read_table(tmp_path / "out" / "part-00000.parquet")
+    path = tmp_path / "out" / f"part-00000.{form}"
+    found = pq.read_table(path) if form == "parquet" else orc.read_table(path)
     assert (found.column_names, found.num_rows) == (["city", "user", "ctr"], 100)

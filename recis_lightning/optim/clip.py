@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from recis_lightning.optim.composite import CompositeOptimizer
@@ -20,6 +21,8 @@ def clip_grad_norm(optimizer: CompositeOptimizer, max_norm: float) -> Tensor:
     """
     parameters = _dense_parameters(optimizer)
     dense = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if isinstance(dense, DTensor):  # of parameters that FSDP2 has cut
+        dense = dense.full_tensor()
     total = (dense.double().square() + optimizer.sparse.grad_norm_sq()).sqrt()
     clip_grads_with_norm_(parameters, max_norm, total)
     optimizer.sparse.scale_grads(torch.clamp(max_norm / (total + 1e-6), max=1.0))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema.towers import Lora, Schedule
@@ -256,6 +257,10 @@ class TextTower(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------- training
 
+    def replicated_parameters(self) -> list[nn.Parameter]:
+        """What every rank keeps whole under FSDP2: a frozen model, whose weights its cache looks at."""
+        return list(self.backbone.parameters()) if self.train_mode == "frozen" else []
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A group of the model's trained parameters with its own learning rate, where it has one; else none."""
         trained = [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
@@ -291,8 +296,13 @@ class TextTower(nn.Module):
         if self.train_mode != "lora":
             raise TowerError(f"tower '{self.name}' has no LoRA weights: train is {self.train_mode}")
         backbone: Any = self.backbone
+        # Whole tensors, where FSDP2 has cut them; it takes all ranks to put them together.
+        state = {
+            name: value.full_tensor() if isinstance(value, DTensor) else value
+            for name, value in backbone.state_dict().items()
+        }
         # Embeddings are never trained beside LoRA; to find that out peft would ask the hub.
-        backbone.save_pretrained(folder, save_embedding_layers=False)
+        backbone.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
 
     def adapter_files(self) -> dict[str, bytes]:
         """What `save_adapter` writes, by file name; nothing without LoRA."""

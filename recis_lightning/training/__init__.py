@@ -1,7 +1,7 @@
 """The Lightning side: `RecModule`, the strategy `recis_sharded`, checkpoints, callbacks.
 
-Importing this package makes `Trainer(strategy="recis_sharded")` known to Lightning, which finds strategies in its
-registry only; whoever has a `RecModule` to train has imported it.
+Importing this package makes `Trainer(strategy="recis_sharded")` and "recis_sharded_fsdp2" known to Lightning, which
+finds strategies in its registry only; whoever has a `RecModule` to train has imported it.
 """
 
 from lightning.pytorch.strategies import StrategyRegistry
@@ -13,5 +13,15 @@ from recis_lightning.training.strategy import ShardedStrategy
 __all__ = ["PredictionWriter", "RecModule", "ShardedStrategy"]
 
 StrategyRegistry.register(
-    "recis_sharded", ShardedStrategy, description="Hash-table embeddings, sharded over the ranks", override=True
+    "recis_sharded",
+    ShardedStrategy,
+    description="Hash-table embeddings shared by ranks, dense part by DDP",
+    override=True,
+)
+StrategyRegistry.register(
+    "recis_sharded_fsdp2",
+    ShardedStrategy,
+    description="Hash-table embeddings shared by ranks, dense part by FSDP2",
+    override=True,
+    dense="fsdp2",
 )

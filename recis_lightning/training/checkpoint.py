@@ -35,6 +35,7 @@ import recis_lightning
 from recis_lightning.embedding.exchange import owned_shards
 from recis_lightning.schema import Adagrad, RowwiseAdagrad
 from recis_lightning.tables import DynamicTable, TableSlice, virtual_shard
+from recis_lightning.training.dense_shards import cut_state
 from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter, Files
 from recis_lightning.training.ranks import Ranks
 from triton_ops.index import SHARDS
@@ -221,7 +222,7 @@ def load_dense(module: nn.Module, checkpoint: Mapping[str, Any], strict: bool = 
         problems += [f"'{name}' is none of this model's" for name in saved.keys() - wanted.keys()]
     if problems:
         raise _other_model(checkpoint[READER], "dense weights", problems)
-    module.load_state_dict(saved, strict=strict)
+    module.load_state_dict(cut_state(saved, module), strict=strict)
 
 
 def load_tables(

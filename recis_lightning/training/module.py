@@ -277,6 +277,13 @@ class RecModule(LightningModule):
             schedulers.append({"scheduler": TowerSchedules(optimizer, schedules), "interval": "step"})
         return [optimizer], schedulers
 
+    def fsdp_modules(self) -> list[nn.Module]:
+        """What FSDP2 cuts over the ranks, innermost first: the modules that together hold all trained parameters.
+
+        Each comes together as a whole when it is called. Override it to name parts of a large network, its layers.
+        """
+        return [*self.towers, self.network]
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,

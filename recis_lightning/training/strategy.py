@@ -10,9 +10,10 @@ Trainer is made.
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
@@ -24,6 +25,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from recis_lightning.embedding.exchange import Exchange, owned_shards
 from recis_lightning.embedding.wire import PRECISIONS
@@ -41,8 +45,20 @@ from recis_lightning.training.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from recis_lightning.training.dense_shards import cut_like, shard, whole
 from recis_lightning.training.files import remove_directory
 from recis_lightning.training.ranks import Ranks, connect
+
+_OF_PROCESSES = {
+    "accelerator",
+    "parallel_devices",
+    "cluster_environment",
+    "checkpoint_io",
+    "precision_plugin",
+    "process_group_backend",
+    "timeout",
+    "start_method",
+}
 
 
 class ShardedStrategy(DDPStrategy):
@@ -57,10 +73,16 @@ class ShardedStrategy(DDPStrategy):
     strategy_name = "recis_sharded"
 
     def __init__(
-        self, rows_as: TravelPrecision = "full", grads_as: TravelPrecision = "full", **ddp_options: Any
+        self,
+        dense: Literal["ddp", "fsdp2"] = "ddp",
+        rows_as: TravelPrecision = "full",
+        grads_as: TravelPrecision = "full",
+        **ddp_options: Any,
     ) -> None:
         """
         Args:
+            dense: How the dense part is trained: a copy on each rank (ddp), or cut over the ranks with its gradients
+                and optimizer state (fsdp2).
             rows_as: In which precision rows travel between ranks: full (that of their table), bf16 or fp16.
             grads_as: In which precision their gradients do.
             ddp_options: Options of `DDPStrategy`, among them ``timeout``: how long a rank waits for the others.
@@ -71,6 +93,15 @@ class ShardedStrategy(DDPStrategy):
                 raise MisconfigurationException(
                     f"recis_sharded: {name} is {precision!r}, need one of {', '.join(PRECISIONS)}"
                 )
+        if dense not in ("ddp", "fsdp2"):
+            raise MisconfigurationException(f"recis_sharded: dense is {dense!r}, need ddp or fsdp2")
+        if dense == "fsdp2" and ddp_options.keys() - _OF_PROCESSES:
+            given = ", ".join(sorted(ddp_options.keys() - _OF_PROCESSES))
+            raise MisconfigurationException(
+                f"recis_sharded: {given}: options of DDP, and dense is fsdp2; leave them out"
+            )
+        self.dense = dense
+        self._units: list[Any] = []
         self.seconds_saving = 0.0
         """Wall time spent in checkpoints so far, which is no time of training."""
         self.ranks = Ranks()
@@ -144,8 +175,33 @@ class ShardedStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         """Wrap the module where there is another rank to share gradients with, and any to share."""
         assert self.model is not None
-        if self.ranks.world_size > 1 and any(parameter.requires_grad for parameter in self.model.parameters()):
+        if self.ranks.world_size == 1 or not any(parameter.requires_grad for parameter in self.model.parameters()):
+            return
+        if self.dense == "ddp":
             super().configure_ddp()
+            return
+        modules: list[nn.Module] = self.lightning_module.fsdp_modules()  # type: ignore[union-attr, operator]
+        self._units = shard(modules, self.root_device)
+        left = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not isinstance(parameter, DTensor)
+        ]
+        if left:
+            raise MisconfigurationException(
+                f"recis_sharded: {', '.join(left[:5])} belong to no module that fsdp_modules() names, and their "
+                "gradients would differ between ranks; name their modules there"
+            )
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keep gradients of batches that are accumulated where they are, until the step's last one."""
+        for unit in self._units:
+            unit.set_requires_gradient_sync(False)
+        with super().block_backward_sync():
+            yield
+        for unit in self._units:
+            unit.set_requires_gradient_sync(True)
 
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)
@@ -154,6 +210,7 @@ class ShardedStrategy(DDPStrategy):
 
     def teardown(self) -> None:
         super().teardown()
+        self._units = []
         if self._owns_process_group:
             dist.destroy_process_group()
             self._owns_process_group = False
@@ -258,6 +315,21 @@ class ShardedStrategy(DDPStrategy):
             # Ranks that the saved run did not have draw as its first one did.
             self._random_state = states[self.ranks.rank if self.ranks.rank < len(states) else 0]
         return checkpoint
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = whole(super().lightning_module_state_dict())
+        return state
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        state: dict[str, Any] = whole(super().optimizer_state(optimizer))
+        return state
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        states = []
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            dense = getattr(optimizer, "dense", None)
+            states.append(state if dense is None else {**state, "dense": cut_like(state["dense"], dense)})
+        super().load_optimizer_state_dict({"optimizer_states": states})
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None

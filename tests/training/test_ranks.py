@@ -17,6 +17,7 @@ from recis_lightning.schema import Schema
 from recis_lightning.training import RecModule
 from recis_lightning.training.callbacks import RunInterrupted
 from recis_lightning.training.checkpoint import load_checkpoint
+from recis_lightning.training.dense_shards import whole
 from tests.ranks import run_trainers
 from tests.training.helpers import Losses, OnRank, SmallNet, make_schema, make_trainer
 
@@ -74,7 +75,7 @@ def fit(
         "interrupted": interrupted,
         "losses": list(losses.by_batch.values()),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-        "dense": {name: value.clone() for name, value in module.network.state_dict().items()},
+        "dense": {name: whole(value).clone() for name, value in module.network.state_dict().items()},
         "tables": tables,
     }
 
@@ -108,6 +109,27 @@ def test_several_ranks_train_as_one(world_size: int, options: dict[str, Any], da
     assert all(rank["metrics"]["exchange/bytes"] > 0 for rank in ranks)
 
 
+@pytest.mark.parametrize(
+    "options", [{"kind": "adam", "accumulate_grad_batches": 3}, {"kind": "sgd", "gradient_clip_val": 0.05}]
+)
+def test_fsdp2_trains_as_one_rank_does(options: dict[str, Any], data: str, tmp_path: Path) -> None:
+    one = fit(data, str(tmp_path / "one"), **options)
+    fsdp2 = partial(fit, strategy="recis_sharded_fsdp2", **options)
+    assert_same(run_trainers(2, fsdp2, data, str(tmp_path / "more"), 2), one, **EXACT)
+
+
+def test_checkpoints_pass_between_fsdp2_and_ddp(data: str, tmp_path: Path) -> None:
+    expected = fit(data, str(tmp_path / "whole"), max_steps=22, max_epochs=-1)
+    last = partial("{}/checkpoints/last.ckpt".format)
+    first = partial(fit, max_steps=5, max_epochs=-1, strategy="recis_sharded_fsdp2")
+    run_trainers(2, first, data, str(tmp_path / "1"), 2)
+    second = partial(fit, max_steps=12, max_epochs=-1, ckpt_path=last(tmp_path / "1"))
+    run_trainers(2, second, data, str(tmp_path / "2"), 2)
+    third = partial(fit, max_steps=22, max_epochs=-1, strategy="recis_sharded_fsdp2", ckpt_path=last(tmp_path / "2"))
+    ranks = run_trainers(2, third, data, str(tmp_path / "3"), 2)
+    assert_same(ranks, expected | {"losses": expected["losses"][12:]}, **EXACT)
+
+
 def test_float32_differs_by_rounding_alone(data: str, tmp_path: Path) -> None:
     one = fit(data, str(tmp_path / "one"), dtype="float32")
     ranks = run_trainers(2, partial(fit, dtype="float32"), data, str(tmp_path / "more"), 2)
@@ -115,7 +137,7 @@ def test_float32_differs_by_rounding_alone(data: str, tmp_path: Path) -> None:
 
 
 def test_checkpoints_pass_from_one_rank_to_two_to_three_to_one(data: str, tmp_path: Path) -> None:
-    whole = fit(data, str(tmp_path / "whole"), max_steps=44, max_epochs=-1)
+    expected = fit(data, str(tmp_path / "whole"), max_steps=44, max_epochs=-1)
     fit(data, str(tmp_path / "1"), max_steps=7, max_epochs=-1)
     last = partial("{}/checkpoints/last.ckpt".format)
     run_trainers(
@@ -127,12 +149,12 @@ def test_checkpoints_pass_from_one_rank_to_two_to_three_to_one(data: str, tmp_pa
         3, partial(fit, max_steps=31, max_epochs=-1, ckpt_path=last(tmp_path / "2")), data, str(tmp_path / "3"), 3
     )
     back = fit(data, str(tmp_path / "back"), max_steps=44, max_epochs=-1, ckpt_path=last(tmp_path / "3"))
-    assert_same([back | {"losses": back["losses"][-13:]}], whole | {"losses": whole["losses"][-13:]}, **EXACT)
+    assert_same([back | {"losses": back["losses"][-13:]}], expected | {"losses": expected["losses"][-13:]}, **EXACT)
 
 
 @pytest.mark.trap
 def test_a_signal_to_one_rank_stops_and_saves_all_of_them(data: str, tmp_path: Path) -> None:
-    whole = fit(data, str(tmp_path / "whole"))
+    expected = fit(data, str(tmp_path / "whole"))
     stop = OnRank(rank=1, batch=4, kind="sigterm")
     stopped = run_trainers(2, partial(fit, more=[stop]), data, str(tmp_path / "stopped"), 2)
     assert [rank["interrupted"] for rank in stopped] == [
@@ -141,7 +163,7 @@ def test_a_signal_to_one_rank_stops_and_saves_all_of_them(data: str, tmp_path: P
     assert [len(rank["losses"]) for rank in stopped] == [5, 5]
     path = str(tmp_path / "stopped/interrupted.ckpt")
     back = run_trainers(2, partial(fit, ckpt_path=path), data, str(tmp_path / "back"), 2)
-    assert_same(back, whole | {"losses": whole["losses"][5:]}, **EXACT)
+    assert_same(back, expected | {"losses": expected["losses"][5:]}, **EXACT)
 
 
 def validate(data: str, root: str, devices: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ def check_column(column: Column, holds_ids: bool) -> Iterator[str]:
     where = f"column '{column.name}'"
     yield from (f"{where} {problem}" for problem in (*_check_strings(column), *_check_types(column, holds_ids)))
     yield from (f"{where}{problem}" for problem in (*_check_lists(column), *_check_default(column, holds_ids)))
+    yield from (f"{where}{problem}" for problem in _check_dropout(column, holds_ids))
 
 
 def _check_strings(column: Column) -> Iterator[str]:
@@ -75,3 +76,14 @@ def _check_default(column: Column, holds_ids: bool) -> Iterator[str]:
         yield f" is {'hashed' if column.hash else 'tokenized'}; a missing id is no id, so leave default out"
     elif holds_ids and not (isinstance(default, int) and -(2**63) <= default < 2**63):
         yield f" holds ids, its default is {default!r}; give a 64-bit integer"
+
+
+def _check_dropout(column: Column, holds_ids: bool) -> Iterator[str]:
+    if column.dropout == 0:
+        return
+    if not 0 <= column.dropout < 1:
+        yield f": dropout is {column.dropout}, need 0 <= dropout < 1"
+    if column.layout not in ("scalar", "optional_list"):
+        yield f" is a {column.layout}; dropout is for columns with one id a row"
+    elif not holds_ids:
+        yield " is read as ids by no feature; dropout is for ids, which may go missing"

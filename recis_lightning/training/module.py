@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from recis_lightning.embedding import EmbeddingCollection
 from recis_lightning.features import FeatureEngine
+from recis_lightning.features.id_dropout import IdDropout
 from recis_lightning.optim import CompositeOptimizer, SparseOptimizer, clip_grad_norm, clip_grad_value
 from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema, did_you_mean, find_changed_transforms
@@ -88,6 +89,7 @@ class RecModule(LightningModule):
         self.save_hyperparameters(
             {name: describe(factory) for name, factory in factories.items()} | {"seed": seed, "compile": compile}
         )
+        self.id_dropout = IdDropout(schema)
         self.features = FeatureEngine(schema)
         self.embedding = EmbeddingCollection(schema, seed=seed)
         self.towers = TowerCollection(schema)
@@ -114,7 +116,8 @@ class RecModule(LightningModule):
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor | Ragged]:
         """Dense features, embeddings in the place of ids, and what towers make of theirs."""
-        inputs = self._compile()[0](batch) if self._backend else self.features(batch)
+        columns = self.id_dropout(batch)
+        inputs = self._compile()[0](columns) if self._backend else self.features(columns)
         return {**inputs, **self.embedding(inputs), **self.towers(inputs)}
 
     def _compile(self) -> tuple[CompiledFeatures, Compiled]:

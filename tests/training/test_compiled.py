@@ -50,9 +50,9 @@ def _fresh_dynamo():
     torch._dynamo.reset()
 
 
-def make_compiled(backend=False):
+def make_compiled(backend=False, schema=SCHEMA):
     torch.manual_seed(0)
-    return RecModule(SCHEMA, network=partial(DeepFM, hidden=[8]), compile=backend)
+    return RecModule(schema, network=partial(DeepFM, hidden=[8]), compile=backend)
 
 
 def make_batch(rows, seed=0, price=None):
@@ -89,6 +89,18 @@ def test_transforms_and_network_are_one_graph_each_whatever_the_sizes(backend):
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
     assert not counters["unimplemented"]
+
+
+def test_ids_that_go_missing_need_no_graph_of_their_own():
+    settings = SCHEMA.to_dict()
+    for column in settings["columns"]:
+        column["dropout"] = 0.5 if column["name"] in ("user", "shop") else 0.0
+    module = make_compiled("eager", Schema.from_dict(settings))
+    for seed, rows in enumerate([30, 17, 64]):
+        module(make_batch(rows, seed))["ctr"].sum().backward()
+    module.eval()(make_batch(40))
+    assert counters["stats"]["unique_graphs"] <= 4  # in training and in evaluation one each
+    assert not counters["graph_break"]
 
 
 def test_compiled_logits_and_gradients_are_those_of_the_module_as_it_is():

@@ -13,6 +13,7 @@ import yaml
 from recis_lightning.cli import main
 from recis_lightning.data.synth_command import read_schema
 from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.train_tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.joinpath("recipes").glob("*.yaml"))
@@ -47,6 +48,9 @@ def made(recipe: Path, tmp_path: Path) -> dict[str, Path]:
     schema = read_schema(recipe)
     for split, (name, rows) in enumerate({"train": 300, "valid": 100}.items()):
         synthesize(schema, tmp_path / name, rows, split=split)
+    for column in schema.columns:
+        if column.tokenizer is not None:
+            train_tokenizer(tmp_path / "train", column.name, tmp_path / column.tokenizer, vocab_size=512)
     return {"train": tmp_path / "train", "validation": tmp_path / "valid"}
 
 

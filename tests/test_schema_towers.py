@@ -94,7 +94,7 @@ def column(**changes: Any) -> dict[str, Any]:
         (column(tokenizer=None, max_length=None), "say hash: farm .* or tokenizer: <file>"),
         (column(dtype="int64", max_length=None), "column 'title' is int64; hash, parse and tokenizer are for strings"),
         (column(layout="list"), "a tokenizer is for one string a row"),
-        (column(max_length=0), "max_length is 0; it cuts what a tokenizer gives, to at least 1"),
+        (column(max_length=0), "max_length is 0; it cuts lists and what a tokenizer gives, to at least 1"),
         (column(default=3), "is tokenized; a missing id is no id"),
         ({"tasks": [{"name": "ctr", "label": "title"}]}, "label from 'title', which holds ids or lists"),
         ({"towers": tower(name="a.b")}, "leave out / .* and ."),

@@ -30,6 +30,7 @@ from tests.training.helpers import (
     make_trainer,
 )
 
+README = Path(__file__).parents[2] / "README.md"
 DROPOUT = BERT | {"hidden_dropout_prob": 0.2}
 LORA = {"train": "lora", "lora": {"rank": 2, "targets": ["query", "value"]}}
 
@@ -38,12 +39,13 @@ def tower_schema(**options: Any) -> Schema:
     """The schema of the helpers, whose items are token ids of a language model instead of ids of a table."""
     settings = make_schema().to_dict()
     settings["tables"] = [table for table in settings["tables"] if table["name"] == "user"]
+    tower = {"name": "text", "dim": 3, "model": BERT} | options
     settings["features"] = [
         {"name": "user", "table": "user"},
-        {"name": "items", "tower": "text"},
+        {"name": "items", "tower": tower["name"]},
         {"name": "age"},
     ]
-    settings["towers"] = [{"name": "text", "dim": 3, "model": BERT} | options]
+    settings["towers"] = [tower]
     return Schema.from_dict(settings)
 
 
@@ -150,7 +152,9 @@ def test_a_schedule_without_a_rate_starts_from_that_of_the_dense_optimizer() -> 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     options = LORA | {"lr": 1e-3, "schedule": SCHEDULE, "model": DROPOUT, "empty": "learned"}
-    schema = tower_schema(**options)
+    declared = tower_schema(**options).to_dict()
+    declared["columns"][0]["dropout"] = 0.3
+    schema = Schema.from_dict(declared)
     module = {"lr_scheduler": halve}
     whole = Run(tmp_path / "whole", schema, module=module)
     for batch in (2, 5, 7):
@@ -212,21 +216,22 @@ def test_a_checkpoint_on_another_base_is_refused(tmp_path: Path) -> None:
         Run(tmp_path, tower_schema(**LORA, seed=1), ckpt=str(tmp_path / "x.ckpt"))
 
 
-def test_lora_of_a_checkpoint_loads_into_plain_peft(tmp_path: Path) -> None:
-    from peft import PeftModel
-    from transformers import AutoModel
-
-    load_backbone(BERT).save_pretrained(tmp_path / "base")
-    run = Run(tmp_path, tower_schema(**LORA, lr=0.05), max_epochs=1)
-    run.trainer.save_checkpoint(tmp_path / "x.ckpt")
+def test_lora_of_a_checkpoint_loads_into_plain_peft_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lines,) = [block for block in README.read_text().split("```") if "PeftModel" in block]
+    monkeypatch.chdir(tmp_path)
+    load_backbone(BERT).save_pretrained("models/small")
+    run = Run(tmp_path, tower_schema(**LORA | {"model": "models/small", "lr": 0.05, "name": "title"}), max_epochs=1)
+    run.trainer.save_checkpoint("last.ckpt")
+    names: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what that has renamed
-        model = AutoModel.from_pretrained(tmp_path / "base")
-        model = PeftModel.from_pretrained(model, tmp_path / "x.ckpt/towers/text")
+        exec(lines.removeprefix("python\n"), names)
     tokens = torch.tensor([[4, 8, 15]])
-    plain, tuned = load_backbone(BERT).eval(), run.module.towers["text"].eval()
+    plain, tuned = load_backbone(BERT).eval(), run.module.towers["title"].eval()
     expected = tuned.backbone(input_ids=tokens).last_hidden_state
-    torch.testing.assert_close(model(input_ids=tokens).last_hidden_state, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(names["model"](input_ids=tokens).last_hidden_state, expected, rtol=0, atol=1e-6)
     assert (plain(input_ids=tokens).last_hidden_state - expected).abs().max() > 1e-3
 
 

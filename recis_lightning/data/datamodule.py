@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from recis_lightning.data.check import find_mismatches
 from recis_lightning.data.checksums import Checks, Verify
 from recis_lightning.data.columns import Selection
+from recis_lightning.data.days import Day, split_days
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.kept import KeptRows, find_unknown
 from recis_lightning.data.loader import OrcLoader
@@ -50,6 +51,7 @@ class OrcDataModule(LightningDataModule):
         validation: Paths | None = None,
         test: Paths | None = None,
         predict: Paths | None = None,
+        days: Paths | None = None,
         batch_size: int = 4096,
         shuffle: bool = True,
         seed: int = 0,
@@ -72,6 +74,8 @@ class OrcDataModule(LightningDataModule):
             validation: As ``train``.
             test: As ``train``.
             predict: As ``train``; label columns may be missing.
+            days: As ``train``, in the place of ``train`` and ``validation``: epoch N trains on the N-th day and
+                validates on the next, up to the last; paths tell the days (`day=2025-01-31`, `20250131`, `day=7`).
             batch_size: Rows of a step over all ranks.
             shuffle: Shuffle the training rows.
             seed: Of the order of training rows.
@@ -102,6 +106,11 @@ class OrcDataModule(LightningDataModule):
             "test": test,
             "predict": predict,
         }
+        self._days = days
+        self.days: list[Day] = []
+        """Once set up for a fit, where the data come by days."""
+        if days is not None and (train is not None or validation is not None):
+            raise DataError("days are given beside train or validation; give days alone, or train and validation")
         self._order = Order(
             batch_size=batch_size,
             streams=streams,
@@ -118,6 +127,7 @@ class OrcDataModule(LightningDataModule):
         self._checks: dict[Source, Checks] = {}
         self._manifests: dict[Source, Manifest] = {}
         self._loaders: list[OrcLoader] = []
+        self._day_loaders: dict[Source, OrcLoader] = {}
 
     @property
     def schema(self) -> Schema:
@@ -128,10 +138,12 @@ class OrcDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the tails of all files of the stage and check them; DataError lists every problem of all of them."""
         self.__dict__.pop("val_dataloader", None)
-        if stage == "fit" and self._paths["validation"] is None:
+        if stage == "fit" and self._paths["validation"] is None and self._days is None:
             # A fit without validation is one whose hook is not overridden; of an empty list Lightning warns.
             self.__dict__["val_dataloader"] = super().val_dataloader
         problems: list[str] = []
+        if self._days is not None and stage in ("fit", None):
+            problems += self._set_up_days(self._days)
         for source in _SOURCES[stage]:
             paths = self._paths[source]
             if paths is not None and source not in self._manifests:
@@ -143,6 +155,34 @@ class OrcDataModule(LightningDataModule):
         if problems:
             self._manifests.clear()
             raise DataError(problems)
+
+    def _set_up_days(self, paths: Paths) -> list[str]:
+        """Read all days at once, and have the Trainer ask for a loader a day; gives the problems."""
+        manifest, problems = self._open("train", paths)
+        if not problems:
+            try:
+                self.days = split_days(manifest)
+            except DataError as error:
+                problems += error.problems
+        if problems:
+            return [f"days: {problem}" for problem in problems]
+        checks = [Checks(day.manifest, self._verify) for day in self.days]
+        self._day_checks = dict(zip((day.name for day in self.days), checks, strict=True))
+        trainer: Any = self.trainer
+        if trainer is not None:
+            trainer.reload_dataloaders_every_n_epochs = 1
+            epochs, last = trainer.fit_loop.max_epochs, len(self.days) - 1
+            trainer.fit_loop.max_epochs = last if epochs in (None, -1) else min(epochs, last)
+        return [f"days: {problem}" for each in checks for problem in each.find_problems()]
+
+    def _take_day(self, source: Source) -> Day | None:
+        """Make the day of this epoch the source's data."""
+        if not self.days:
+            return None
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        day = self.days[min(epoch + (source == "validation"), len(self.days) - 1)]
+        self._manifests[source], self._checks[source] = day.manifest, self._day_checks[day.name]
+        return day
 
     def _open(self, source: Source, paths: Paths) -> tuple[Manifest, list[str]]:
         manifest, problems = read_manifest(paths)
@@ -198,7 +238,8 @@ class OrcDataModule(LightningDataModule):
         return KeptRows(self._manifests["predict"], self._keep, order, order.streams_of(rank, world_size))
 
     def _load(self, source: Source, order: Order | None = None) -> OrcLoader:
-        if self._paths[source] is None:
+        day = self._take_day(source) if source in ("train", "validation") else None
+        if self._paths[source] is None and day is None:
             given = ", ".join(name for name, paths in self._paths.items() if paths is not None) or "none"
             raise DataError(f"there are no data for {source}, only for: {given}; give {source}=<folder>")
         if source not in self._manifests:
@@ -215,10 +256,17 @@ class OrcDataModule(LightningDataModule):
             prefetch=self._prefetch,
             prefetch_bytes=self._prefetch_bytes,
             checks=self._checks[source],
+            day=None if day is None else day.name,
             skip_limit=self._skip_limit if training else None,
             on_skips=self._log_skips if training else lambda skips: None,
             **self._epochs_of_trainer() if training else {},
         )
+        if day is not None and source in self._day_loaders:
+            past = self._day_loaders.pop(source)
+            past.close()
+            self._loaders.remove(past)
+        if day is not None:
+            self._day_loaders[source] = loader
         self._loaders.append(loader)
         return loader
 
@@ -251,6 +299,7 @@ class OrcDataModule(LightningDataModule):
         for loader in self._loaders:
             loader.close()
         self._loaders.clear()
+        self._day_loaders.clear()
 
 
 def _read_schema(schema: Schema | Mapping[str, Any] | str | os.PathLike[str]) -> Schema:

@@ -49,6 +49,7 @@ class OrcLoader:
         prefetch: int = 16,
         prefetch_bytes: int = 1 << 30,
         checks: Checks | None = None,
+        day: str | None = None,
         skip_limit: int | None = None,
         on_skips: Callable[[Skips], None] = lambda skips: None,
         first_epoch: Callable[[], int] = lambda: 0,
@@ -56,7 +57,8 @@ class OrcLoader:
     ) -> None:
         """``prefetch_bytes`` bounds what is read ahead: windows, batches, and stripes kept for a second use. Corrupt
         stripes are an error, or left out where ``skip_limit`` says how many at
-        most; ``on_skips`` is told of them at the end of an epoch.
+        most; ``on_skips`` is told of them at the end of an epoch. ``day`` names the day of a schedule
+        that the files are.
 
         ``first_epoch`` numbers the first epoch where no state does, ``epoch_limit`` says how many of its batches are
         used; both are asked when an iteration starts.
@@ -80,6 +82,7 @@ class OrcLoader:
             "files": len(manifest.files),
             "rows": manifest.rows,
             "fingerprint": manifest.fingerprint,
+            **({} if day is None else {"day": day}),
         }
         self._contents = manifest.contents if len(manifest.files) <= FILES_IN_STATE else None
         # Kept from epoch to epoch, with the memory they use again.
@@ -158,6 +161,8 @@ class OrcLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at a saved place with the next iteration; DataError where files or order are no longer the same."""
+        if self._is_day_before(state):
+            return
         differences = [
             f"{name} was {state.get(name)}, is {value}"
             for name, value in self._identity.items()
@@ -171,6 +176,13 @@ class OrcLoader:
             )
         self._resume = (int(state["epoch"]), int(state["step"]))
         self._committed = dict(state)
+
+    def _is_day_before(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state is the end of another day, behind which this one begins, in an order of the same settings."""
+        day, saved = self._identity.get("day"), state.get("day")
+        if day is None or saved in (None, day) or state["step"]:
+            return False
+        return all(state.get(name) == value for name, value in self.order.to_dict().items())
 
     def _tell_skips(self) -> None:
         if self.skips is not None and self.skips.stripes:

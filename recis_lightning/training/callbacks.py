@@ -1,7 +1,8 @@
 """What a run does beside training: it commits the loader's position, measures, records itself, and stops when asked.
 
-`RecModule.configure_callbacks` adds `CommitLoader`, `EvictIds`, `TableStatistics`, `Throughput`, `RunRecord` and
-`SaveOnInterrupt` to every Trainer. `RunProgressBar` is the CLI's; pass it as a callback to have it from Python.
+`RecModule.configure_callbacks` adds `CommitLoader`, `EvictIds`, `TableStatistics`, `Throughput`, `RunRecord`,
+`DayTable` and `SaveOnInterrupt` to every Trainer. `RunProgressBar` is the CLI's; pass it as a callback to have it from
+Python.
 """
 
 import json
@@ -76,7 +77,7 @@ class CommitLoader(Callback):
         loader: Any = trainer.train_dataloader
         if hasattr(loader, "commit"):
             loader.commit(batch.token)
-            self._position = dict(batch.token)
+            self._position = loader.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self._position}

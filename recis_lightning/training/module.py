@@ -37,6 +37,7 @@ from recis_lightning.training.callbacks import (
 )
 from recis_lightning.training.checkpoint import READER, load_checkpoint, load_dense, load_tables
 from recis_lightning.training.compiled import Compiled, CompiledFeatures
+from recis_lightning.training.day_table import DayTable
 from recis_lightning.training.factories import describe, restore
 from recis_lightning.training.objectives import (
     TaskMetrics,
@@ -99,7 +100,8 @@ class RecModule(LightningModule):
         self._compiled: tuple[CompiledFeatures, Compiled] | None = None
         self._rows = 1
         self._stop = SaveOnInterrupt()
-        self._callbacks = [CommitLoader(), EvictIds(), TableStatistics(), Throughput(), RunRecord(), self._stop]
+        self._callbacks = [CommitLoader(), EvictIds(), TableStatistics(), Throughput(), RunRecord(), DayTable()]
+        self._callbacks.append(self._stop)
         if schema.towers:
             self._callbacks.insert(1, TowerReport())
 

@@ -87,7 +87,7 @@ def assert_same(left: list[Tensor], right: list[Tensor]) -> None:
 @st.composite
 def jobs(draw: st.DrawFn) -> tuple[list[list[int]], Order]:
     files = draw(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=4), min_size=1, max_size=3))
-    streams = draw(st.sampled_from([1, 2, 3, 4, 8, 12]))
+    streams = draw(st.sampled_from([1, 2, 3, 4, 8, 12, 840]))
     order = Order(
         batch_size=streams * draw(st.integers(1, 9)),
         streams=streams,
@@ -127,8 +127,9 @@ def test_batches_are_bit_equal_for_any_threads_and_behind_any_batch(
 ) -> None:
     files, order = job
     manifest = write_files(tmp_path_factory.mktemp("data"), files)
+    bound = data.draw(st.sampled_from([1, 10_000, 1 << 30]), label="prefetch_bytes")
     whole = list(make_loader(manifest, order, read_threads=1))
-    again = make_loader(manifest, order, read_threads=threads, prefetch=prefetch)
+    again = make_loader(manifest, order, read_threads=threads, prefetch=prefetch, prefetch_bytes=bound)
     assert_same(buffers(again), [batch.buffer for batch in whole])
     if whole:
         stop = data.draw(st.integers(0, len(whole) - 1), label="stop")
@@ -153,6 +154,42 @@ def test_ranks_together_hold_the_same_rows_in_the_same_order(
         for rank, batches in enumerate(ranks):
             addresses = plan.addresses(step, order.streams_of(rank, world_size))
             assert_holds(batches[step], row_numbers(manifest, addresses))
+
+
+@property_settings
+@given(job=jobs(), data=st.data())
+def test_a_state_of_any_world_size_goes_on_in_any_other(
+    tmp_path_factory: pytest.TempPathFactory, job: tuple[list[list[int]], Order], data: st.DataObject
+) -> None:
+    files, order = job
+    fitting = [n for n in range(1, 9) if order.streams % n == 0]
+    before, after = (data.draw(st.sampled_from(fitting), label=label) for label in ("before", "after"))
+    manifest = write_files(tmp_path_factory.mktemp("data"), files)
+    plan = EpochPlan(manifest.stripe_rows, order, 0)
+    if not plan.steps:
+        return
+    stop = data.draw(st.integers(0, plan.steps - 1), label="stop")
+    saved = list(make_loader(manifest, order, rank=before - 1, world_size=before))[stop].token
+    epoch, first = (0, stop + 1) if stop + 1 < plan.steps else (1, 0)
+    plan = EpochPlan(manifest.stripe_rows, order, epoch)
+    for rank in range(after):
+        resumed = make_loader(manifest, order, rank=rank, world_size=after)
+        resumed.load_state_dict(saved)
+        batches = list(resumed)
+        assert len(batches) == plan.steps - first
+        for step, batch in enumerate(batches[:3], first):
+            assert_holds(batch, row_numbers(manifest, plan.addresses(step, order.streams_of(rank, after))))
+
+
+def test_fewer_stripes_than_streams_hold_every_row_once_and_say_what_they_cost(tmp_path: Path) -> None:
+    manifest = write_files(tmp_path, [[30, 20]])
+    order = Order(batch_size=840, streams=840)
+    (batch,) = make_loader(manifest, order)
+    assert sorted(_tensor(batch["price"]).tolist()) == sorted(-1.0 if n % 3 == 0 else n / 2 for n in range(50))
+    # 50 of the 840 streams have a row, for which they decode a stripe of 20 or 30.
+    factor = EpochPlan(manifest.stripe_rows, order, 0).over_decode(range(840))
+    assert factor == (30 * 30 + 20 * 20) / 50
+    assert EpochPlan(manifest.stripe_rows, Order(batch_size=8, streams=1), 0).over_decode([0]) == 1.0
 
 
 def test_epochs_differ_and_hold_every_row_once(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from recis_lightning.schema import (
     Modulo,
     Normal,
     RowwiseAdagrad,
+    Schedule,
     Schema,
     SchemaError,
     Sgd,
@@ -183,7 +184,7 @@ def test_kinds_are_read_by_name_or_as_a_mapping():
 
 
 def test_every_kind_is_registered_under_its_name():
-    assert set(OPTIMIZERS) == {"sgd", "adagrad", "rowwise_adagrad", "adam", "adamw"}
+    assert set(OPTIMIZERS) == {"sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl"}
     assert set(INITIALIZERS) == {"zeros", "constant", "uniform", "normal", "truncated_normal"}
     numbers = {"log1p", "clip", "z_score", "min_max", "quantile", "bucketize"}
     ids = {"modulo", "hash", "multi_hash", "vocabulary"}
@@ -203,6 +204,9 @@ def test_a_name_that_looks_like_a_number_stays_a_name():
     assert schema.column("1e5").dtype == "float32"
 
 
+ROWWISE = RowwiseAdagrad(lr=0.5, schedule=Schedule(warmup_steps=5))
+
+
 def test_to_dict_holds_plain_values_that_from_dict_reads_back():
     schema = Schema(
         columns=(
@@ -211,7 +215,7 @@ def test_to_dict_holds_plain_values_that_from_dict_reads_back():
             Column(name="ids", dtype="int64", layout="optional_list"),
         ),
         tables=(
-            Table(name="ids", dim=3, dtype="float64", optimizer=RowwiseAdagrad(lr=0.5), initializer=Normal(std=0.1)),
+            Table(name="ids", dim=3, dtype="float64", optimizer=ROWWISE, initializer=Normal(std=0.1)),
             Table(name="cents", dim=1, optimizer=Adam(betas=(0.8, 0.9)), initializer=TruncatedNormal(low=-1.0)),
         ),
         features=(
@@ -231,6 +235,9 @@ def test_to_dict_holds_plain_values_that_from_dict_reads_back():
         "lr": 0.5,
         "eps": 1e-10,
         "initial_accumulator_value": 0.0,
+        "schedule": {"warmup_steps": 5, "decay": "constant", "total_steps": None, "floor": 0.0, "every": None}
+        | {"gamma": 0.1},
+        "state_dtype": None,
     }
     assert Schema.from_dict(plain) == schema
 
@@ -327,7 +334,10 @@ def test_reading_names_each_mistake(mapping, problem):
     [
         ({"dim": "16"}, "table 'words'.dim is '16', need an integer"),
         ({"dim": True}, "table 'words'.dim is True, need an integer"),
-        ({"dtype": "bf16"}, "table 'words'.dtype is 'bf16', need one of float32, float64"),
+        (
+            {"dtype": "bf16"},
+            "table 'words'.dtype is 'bf16', need one of float32, float64, bfloat16, float16, int8, int32, int64",
+        ),
         (
             {"optimizer": {"kind": "adam", "betas": 0.9}},
             "table 'words'.optimizer.betas is 0.9, need a tuple (a list in YAML) of 2, each a finite number",
@@ -343,8 +353,8 @@ def test_reading_names_each_mistake(mapping, problem):
             "table 'words'.optimizer: unknown kind 'adagard'; did you mean 'adagrad'?",
         ),
         (
-            {"optimizer": {"kind": "sgd", "momentum": 0.9}},
-            "table 'words'.optimizer: unknown option 'momentum'; there are: lr",
+            {"optimizer": {"kind": "adam", "schedule": {"warmup": 9}}},
+            "table 'words'.optimizer.schedule: unknown option 'warmup'; did you mean 'warmup_steps'?",
         ),
         (
             {"initializer": 0.5},

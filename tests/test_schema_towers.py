@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from recis_lightning.schema import Schema, SchemaError
-from recis_lightning.schema.towers import Lora, Schedule, Tower
+from recis_lightning.schema.schedules import Schedule
+from recis_lightning.schema.towers import Lora, Tower
 
 BERT = {"model_type": "bert", "hidden_size": 64, "layer_norm_eps": "1e-12"}
 

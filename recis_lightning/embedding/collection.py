@@ -18,9 +18,10 @@ class EmbeddingCollection(nn.Module):
     """Looks up every feature that has a table, and pools as declared: ids [[5, 7], []] -> [[row 5 + row 7], [0]].
 
     Takes a mapping that holds, by feature name, each embedded feature's ids as Ragged int64, with weights where the
-    schema declares them; other entries are passed over. Returns by feature name the pooled [B, D], or for pooling
-    none a Ragged with values [N, D], in the dtype of the table. mean divides by the sum of weights, sqrtn by the root
-    of the sum of their squares; an empty row gives zeros. Pooled features of a width share memory, so that
+    schema declares them; other entries are passed over. Returns by feature name the pooled [B, D], of tile [B,
+    tile_length * D], or for pooling none a Ragged with values [N, D]; in float32 of tables of bfloat16, float16 and
+    int8, in int64 of int32, else in the dtype of the table. mean divides by the sum of weights, sqrtn by the root of
+    the sum of their squares; an empty row gives zeros. Pooled features of a width share memory, so that
     `recis_lightning.ragged.stack_features` need not copy them: change none in place.
 
     New ids get rows only in training mode, with gradients enabled, and where their table admits them; otherwise ids
@@ -82,6 +83,6 @@ class EmbeddingCollection(nn.Module):
 
     def extra_repr(self) -> str:
         return "\n".join(
-            f"group of {len(group)} tables, dim {group.dim}, {group.dtype}, {group.optimizer_kind}"
+            f"group of {len(group)} tables, dim {group.dim}, {group.dtype}, {group.layout.rule}"
             for group in self.groups
         )

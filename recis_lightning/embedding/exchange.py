@@ -138,7 +138,7 @@ class Exchange:
         self, parts: Sequence[Partition], fetched: Sequence[FetchedRows], insert: bool
     ) -> list[list[list[Tensor]]]:
         """Send ids, with their counts where an admission needs them; [rank][group][ids, counts] of what came."""
-        counted = [insert and not rows.group.gate.is_open for rows in fetched]
+        counted = [insert and (rows.group.is_frozen or not rows.group.gate.is_open) for rows in fetched]
         shapes = [_of_ranks(rows.sent, is_counted) for rows, is_counted in zip(fetched, counted, strict=True)]
         outgoing = _Post(shapes)
         for number, (part, rows) in enumerate(zip(parts, fetched, strict=True)):
@@ -186,7 +186,9 @@ class Exchange:
         """For each rank: which tables are trained, how often each id occurred, the sums of its gradients."""
         tables: Section = (torch.bool, (len(rows.group),))
         codec, group = self._grads_codec, rows.group
-        return [[tables, (torch.int32, (n,)), *codec.sections(n, group.dim, group.dtype)] for n in sizes]
+        if group.is_frozen:
+            return [[] for _ in sizes]
+        return [[tables, (torch.int32, (n,)), *codec.sections(n, group.dim, group.layout.read_dtype)] for n in sizes]
 
     def _write_grads(
         self, rows: FetchedRows, pending: PendingGrad | None, sections_of_ranks: Sequence[Sequence[Tensor]]
@@ -198,7 +200,8 @@ class Exchange:
             return
         is_trained = torch.zeros(len(rows.group), dtype=torch.bool)
         is_trained[list(pending.tables)] = True
-        grads_UD = torch.zeros_like(rows.weight).index_copy_(0, pending.rows, pending.grads)
+        grads_UD = torch.zeros_like(rows.weight, dtype=pending.grads.dtype)
+        grads_UD.index_copy_(0, pending.rows, pending.grads)
         pieces = zip(sections_of_ranks, rows.counts.split(rows.sent), grads_UD.split(rows.sent), strict=True)
         for (to_tables, to_counts, *to_grads), counts, grads in pieces:
             to_tables.copy_(is_trained)
@@ -208,19 +211,23 @@ class Exchange:
     def _leave_group(self, rows: FetchedRows, sections_of_ranks: Sequence[Sequence[Tensor]], record: bool) -> None:
         """Sum up what came from all ranks by row, for the group's optimizer."""
         group = rows.group
+        if group.is_frozen:
+            return
         is_trained = torch.stack([sections[0] for sections in sections_of_ranks]).any(0)
         tables = frozenset(is_trained.nonzero().squeeze(1).tolist())
         if not tables:
             return
         counts_M = torch.cat([sections[1] for sections in sections_of_ranks]).long()
-        grads_MD = group.buffers.take((len(counts_M), group.dim), group.dtype)
+        dtype = group.layout.read_dtype
+        grads_MD = group.buffers.take((len(counts_M), group.dim), dtype)
         for sections, piece in zip(sections_of_ranks, grads_MD.split(rows.received), strict=True):
             self._grads_codec.decode(sections[2:], piece)
         rows_M = rows.owned_rows.masked_fill(counts_M == 0, group.default_row)
         rows_U, inverse_M = group.unique_rows(rows_M, record, counts_M)
         part = PooledGrad(grads_MD[:, None], torch.arange(len(rows_M) + 1)[None], None)
-        grads_UD = pool_grads([part], inverse_M, group.buffers.take((len(rows_U), group.dim), group.dtype))
-        group.leave(PendingGrad(rows_U, grads_UD.div_(self.world_size), tables))
+        grads_UD = pool_grads([part], inverse_M, group.buffers.take((len(rows_U), group.dim), dtype))
+        counts_U = counts_M.new_zeros(len(rows_U)).index_add_(0, inverse_M[inverse_M >= 0], counts_M[inverse_M >= 0])
+        group.leave(PendingGrad(rows_U, grads_UD.div_(self.world_size), tables, counts_U))
 
     # --------------------------------------------------------------------------------------------------- collectives
 

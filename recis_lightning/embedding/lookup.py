@@ -13,6 +13,7 @@ from torch import Tensor
 from recis_lightning.embedding.check import check_input, describe, explain_offsets
 from recis_lightning.embedding.route import Fetched, Request, Route
 from recis_lightning.ragged import Ragged
+from recis_lightning.ragged_ops import tile, truncate
 from recis_lightning.schema import Feature
 from recis_lightning.tables import PendingGrad, TableGroup
 from triton_ops.gather_pool import (
@@ -42,15 +43,15 @@ class GroupLookup:
 
     def __init__(self, group: TableGroup, features: Sequence[Feature]) -> None:
         self.group = group
-        self.features = sorted(features, key=lambda feature: feature.pooling == "none")
-        self.pooled = sum(feature.pooling != "none" for feature in features)
-        """How many features are pooled; they come first, in the order declared."""
+        self.features = sorted(features, key=_keeps_rows)
+        self.pooled = sum(not _keeps_rows(feature) for feature in features)
+        """How many features are summed up; they come first, in the order declared."""
         number = {table.name: table.number for table in group}
         self.tables = [number[str(feature.table)] for feature in self.features]
 
     def prepare(self, inputs: Mapping[str, Tensor | Ragged]) -> "_Call":
         """What a step needs to know of its inputs; ValueError, naming feature and table, where they don't fit."""
-        parts = [check_input(feature, inputs) for feature in self.features]
+        parts = [_cut(feature, check_input(feature, inputs)) for feature in self.features]
         joined = join_offsets([part.innermost_offsets for part in parts], [len(part.values) for part in parts])
         if joined.misfit is not None:
             explain_offsets(self.features[joined.misfit], parts[joined.misfit])
@@ -59,13 +60,31 @@ class GroupLookup:
     def _coefficients(self, parts: Sequence[Ragged]) -> Tensor | None:
         """What each id of the pooled features counts in its row, feature by feature; None where all count 1."""
         coefficients = [
-            pool_coefficients(part.offsets, feature.pooling, part.weights, self.group.dtype)
+            pool_coefficients(part.offsets, feature.pooling, part.weights, self.group.layout.read_dtype)
             for feature, part in zip(self.features[: self.pooled], parts, strict=False)
         ]
         if all(found is None for found in coefficients):
             return None
-        ones = (torch.ones(len(part.values), dtype=self.group.dtype) for part in parts)
+        ones = (torch.ones(len(part.values), dtype=self.group.layout.read_dtype) for part in parts)
         return torch.cat([one if found is None else found for found, one in zip(coefficients, ones, strict=False)])
+
+
+def _keeps_rows(feature: Feature) -> bool:
+    """Whether each id's row is an output of its own, and not part of a sum."""
+    return feature.pooling in ("none", "tile")
+
+
+def _cut(feature: Feature, part: Ragged) -> Ragged:
+    """What of the ids is looked up: for tile no more than are laid side by side."""
+    return part if feature.tile_length is None else truncate(part, feature.tile_length)
+
+
+def _shape(feature: Feature, part: Ragged, output: Tensor) -> Tensor | Ragged:
+    """What a model gets: of rows that were kept a sequence, or a tile."""
+    if not _keeps_rows(feature):
+        return output
+    sequence = part.with_values(output)
+    return sequence if feature.tile_length is None else tile(sequence, feature.tile_length)
 
 
 class _Call(NamedTuple):
@@ -83,7 +102,7 @@ class _Call(NamedTuple):
     def named(self, outputs: Sequence[Tensor]) -> Iterator[tuple[str, Tensor | Ragged]]:
         """Its outputs by feature."""
         for feature, part, output in zip(self.lookup.features, self.parts, self.features(outputs), strict=True):
-            yield feature.name, part.with_values(output) if feature.pooling == "none" else output
+            yield feature.name, _shape(feature, part, output)
 
     def outputs(self) -> int:
         """How many tensors `_Gather` gives for it."""
@@ -172,8 +191,12 @@ class _Gather(torch.autograd.Function):
         ctx.step, ctx.erasures = step, [call.lookup.group.erasures for call in step.calls]
         ctx.set_materialize_grads(False)
         outputs: list[Tensor] = []
+        constant: list[Tensor] = []
         for call, fetched in zip(step.calls, step.fetched, strict=True):
-            outputs += [*_pool(call, fetched), *_sequences(call, fetched)]
+            own = [*_pool(call, fetched), *_sequences(call, fetched)]
+            outputs += own
+            constant += own if call.lookup.group.is_frozen else []
+        ctx.mark_non_differentiable(*constant)
         return tuple(outputs)
 
     @staticmethod
@@ -200,7 +223,8 @@ def _pool(call: _Call, fetched: Fetched) -> Iterator[Tensor]:
     group = call.lookup.group
     for first, end in call.blocks():
         offsets_KB1 = call.offsets_of(first, end)
-        out = group.buffers.take((offsets_KB1.shape[1] - 1, end - first, group.dim), group.dtype)
+        shape = offsets_KB1.shape[1] - 1, end - first, group.dim
+        out = group.buffers.take(shape, group.layout.read_dtype)
         yield gather_pool(fetched.weight, fetched.rows, offsets_KB1, call.coefficients_of(first, end), out)
         yield from out.unbind(1)
 
@@ -208,8 +232,11 @@ def _pool(call: _Call, fetched: Fetched) -> Iterator[Tensor]:
 def _sequences(call: _Call, fetched: Fetched) -> Iterator[Tensor]:
     group, splits = call.lookup.group, call.joined.splits
     for begin, end in zip(splits[call.lookup.pooled : -1], splits[call.lookup.pooled + 1 :], strict=True):
-        out = group.buffers.take((end - begin, group.dim), group.dtype)
-        yield torch.index_select(fetched.weight, 0, fetched.rows[begin:end], out=out)
+        out = group.buffers.take((end - begin, group.dim), group.layout.read_dtype)
+        if out.dtype == fetched.weight.dtype:
+            yield torch.index_select(fetched.weight, 0, fetched.rows[begin:end], out=out)
+        else:
+            yield out.copy_(fetched.weight.index_select(0, fetched.rows[begin:end]))
 
 
 def _sum_by_row(call: _Call, fetched: Fetched, grads: Sequence[Tensor | None], record: bool) -> PendingGrad | None:
@@ -231,5 +258,6 @@ def _sum_by_row(call: _Call, fetched: Fetched, grads: Sequence[Tensor | None], r
     parts = [
         PooledGrad(grad, call.offsets_of(first, end), call.coefficients_of(first, end)) for first, end, grad in found
     ]
-    grads_UD = pool_grads(parts, inverse_N, group.buffers.take((len(rows_U), group.dim), group.dtype))
-    return PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used))
+    grads_UD = pool_grads(parts, inverse_N, group.buffers.take((len(rows_U), group.dim), group.layout.read_dtype))
+    counts_U = torch.bincount(inverse_N[inverse_N >= 0], minlength=len(rows_U)) if group.averages else None
+    return PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used), counts_U)

@@ -64,7 +64,7 @@ class Cast:
         self._dtype = dtype
 
     def sections(self, rows: int, dim: int, dtype: torch.dtype) -> list[Section]:
-        narrower = self._dtype is not None and self._dtype.itemsize < dtype.itemsize
+        narrower = self._dtype is not None and dtype.is_floating_point and self._dtype.itemsize < dtype.itemsize
         return [(self._dtype if narrower and self._dtype is not None else dtype, (rows, dim))]
 
     def encode(self, rows_ND: Tensor, sections: Sequence[Tensor]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recis_lightning.schema import Schedule
 from recis_lightning.schema import SparseOptimizer as Declaration
 from recis_lightning.tables import DynamicTable, PendingGrad, TableGroup
 from triton_ops.row_layout import GRANULE, ID
@@ -14,7 +15,8 @@ from triton_ops.row_update import hyper_row, row_update
 
 # Schedulers that cycle momentum, and callbacks that log it, ask every group for these if they find them in one.
 _FOR_SCHEDULERS = {"betas": (0.0, 0.0), "weight_decay": 0.0}
-_OF_NEW_ROWS = "initial_accumulator_value"
+# Of new rows, of how state is kept, of the one who steps the schedule: not for a step to look at.
+_FIXED = ("initial_accumulator_value", "state_dtype", "step", "schedule")
 
 
 class SparseOptimizer:
@@ -31,15 +33,21 @@ class SparseOptimizer:
         self._sum_over_ranks = sum_over_ranks
         settings: dict[Declaration, dict[str, Any]] = {}
         for table in self.tables:
-            if table.optimizer not in settings:
+            if table.trainable and table.optimizer not in settings:
                 settings[table.optimizer] = _param_group(table)
         names = [group["name"] for group in settings.values()]
         for declaration, group in settings.items():
             if names.count(group["name"]) > 1:
-                first = next(table for table in self.tables if table.optimizer == declaration)
+                first = next(table for table in self.tables if table.trainable and table.optimizer == declaration)
                 group["name"] += f"/{first.name}"
         self.param_groups = list(settings.values())
-        self._settings_of_tables = [[settings[table.optimizer] for table in group] for group in self.groups]
+        self.schedules: dict[str, Schedule] = {
+            group["name"]: declaration.schedule
+            for declaration, group in settings.items()
+            if declaration.schedule is not None
+        }
+        """Schedules that tables declare, by the names of their groups; whoever steps this optimizer steps these."""
+        self._settings_of_tables = [[settings.get(table.optimizer, {}) for table in group] for group in self.groups]
 
     @property
     def tables(self) -> list[DynamicTable]:
@@ -61,6 +69,10 @@ class SparseOptimizer:
         for group, settings, pending in waiting:
             _update(group, settings, pending)
             group.pending.clear()
+        for group in self.groups:
+            for number in group.frozen_lookups:
+                group[number].step += 1
+            group.frozen_lookups.clear()
 
     def zero_grad(self) -> None:
         """Forget what backward has left."""
@@ -114,8 +126,7 @@ class SparseOptimizer:
 
 
 def _param_group(table: DynamicTable) -> dict[str, Any]:
-    declared = asdict(table.optimizer)
-    declared.pop(_OF_NEW_ROWS, None)
+    declared = {name: value for name, value in asdict(table.optimizer).items() if name not in _FIXED}
     return {"name": f"sparse/{table.optimizer.kind}", "params": []} | _FOR_SCHEDULERS | declared
 
 
@@ -129,16 +140,11 @@ def _update(group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], pen
         step = max(table.step, 1)
         key = id(settings), step
         if key not in rows:
-            rows[key] = _hyper_row(group.optimizer_kind, step, settings)
+            rows[key] = hyper_row(group.layout.rule, step, settings)
         hyper.append(rows[key])
     hyper_TH = torch.tensor(hyper, dtype=torch.float64)
-    arrays = group.weight, group.state, pending.rows, pending.grads, group.granule_table
-    row_update(group.optimizer_kind, *arrays, hyper_TH)
-
-
-def _hyper_row(kind: str, step: int, settings: Mapping[str, Any]) -> list[float]:
-    names = ("lr", "eps", "betas", "weight_decay")
-    return hyper_row(kind, step, **{name: settings[name] for name in names if name in settings})
+    arrays = group.weight, group.state, group.meta, pending.rows, pending.grads, group.granule_table
+    row_update(group.layout.rule, *arrays, hyper_TH, group.noise_keys)
 
 
 def check_finite(group: TableGroup, pending: PendingGrad) -> None:

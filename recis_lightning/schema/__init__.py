@@ -28,20 +28,24 @@ from recis_lightning.schema.fits import FIT_FORMAT, FITTED, find_changed_transfo
 from recis_lightning.schema.flow import Value
 from recis_lightning.schema.kinds import (
     INITIALIZERS,
-    OPTIMIZERS,
-    Adagrad,
-    Adam,
-    AdamW,
     Constant,
     Initializer,
     Normal,
-    RowwiseAdagrad,
-    Sgd,
-    SparseOptimizer,
     TruncatedNormal,
     Uniform,
 )
 from recis_lightning.schema.names import SchemaError, did_you_mean, expand
+from recis_lightning.schema.optimizers import (
+    OPTIMIZERS,
+    Adagrad,
+    Adam,
+    AdamW,
+    Ftrl,
+    RowwiseAdagrad,
+    Sgd,
+    SparseOptimizer,
+)
+from recis_lightning.schema.schedules import Schedule
 from recis_lightning.schema.schema import Schema
 from recis_lightning.schema.transforms import (
     TRANSFORMS,
@@ -82,6 +86,7 @@ __all__ = [
     "FITTED",
     "FIT_FORMAT",
     "Feature",
+    "Ftrl",
     "Hash",
     "HashKind",
     "INITIALIZERS",
@@ -100,6 +105,7 @@ __all__ = [
     "Quantile",
     "Reduce",
     "RowwiseAdagrad",
+    "Schedule",
     "Schema",
     "SchemaError",
     "SequenceGroup",

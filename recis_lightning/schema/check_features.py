@@ -186,6 +186,7 @@ def _check_end(feature: Feature, column: Column | None, flow: Flow) -> Iterator[
         yield f"{where} is internal, but looks up table '{feature.table}'; drop one of them"
     if feature.table is None and feature.pooling != "sum":
         yield f"{where} has pooling '{feature.pooling}' but no table; pooling is for embeddings"
+    yield from _check_tile(feature)
     value = flow.result(feature.name)
     if value is None:
         return
@@ -204,6 +205,17 @@ def _check_end(feature: Feature, column: Column | None, flow: Flow) -> Iterator[
         yield f"{where} looks up table '{feature.table}' with {floats}; add bucketize, or drop the table"
     if feature.is_dense:
         yield from _check_dense(feature, column, value, flow)
+
+
+def _check_tile(feature: Feature) -> Iterator[str]:
+    where = f"feature '{feature.name}'"
+    if feature.pooling != "tile":
+        if feature.tile_length is not None:
+            yield f"{where} has a tile_length, and pooling is '{feature.pooling}'; write pooling: tile, or drop it"
+    elif feature.tile_length is None or not 1 <= feature.tile_length < 2**31:
+        yield f"{where} has pooling tile, and tile_length is {feature.tile_length}; need at least 1"
+    elif feature.weights is not None:
+        yield f"{where} has pooling tile and weights; weights are for sum, mean and sqrtn, or for pooling: none"
 
 
 def _check_dense(feature: Feature, column: Column | None, value: Value, flow: Flow) -> Iterator[str]:

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping
 
 from recis_lightning.schema.check_columns import check_column
 from recis_lightning.schema.check_features import check_features, check_sequence
-from recis_lightning.schema.declarations import Table, Task
+from recis_lightning.schema.declarations import Feature, Table, Task
 from recis_lightning.schema.flow import carries_floats, find_id_columns
-from recis_lightning.schema.kinds import TruncatedNormal, Uniform
+from recis_lightning.schema.kinds import Constant, TruncatedNormal, Uniform
 from recis_lightning.schema.names import did_you_mean
+from recis_lightning.schema.optimizers import Adagrad
+from recis_lightning.schema.optimizers import find_mistakes as find_optimizer_mistakes
 from recis_lightning.schema.policies import find_mistakes as find_policy_mistakes
 from recis_lightning.schema.reading import SECTIONS
 from recis_lightning.schema.sections import Section
@@ -26,6 +28,9 @@ def find_mistakes(sections: Mapping[str, Section]) -> Iterator[str]:
     for column in columns:
         yield from check_column(column, column.name in id_columns)
     yield from check_features(sections, id_columns)
+    for feature in features:
+        if (table := sections["tables"].declared.get(feature.table)) is not None:
+            yield from _check_pooling(feature, table)
     for table in tables:
         if table.name not in looked_up and all_features_read:
             yield f"table '{table.name}' is looked up by no feature; name it in one, or drop it"
@@ -41,27 +46,50 @@ def find_mistakes(sections: Mapping[str, Section]) -> Iterator[str]:
         yield from check_sequence(sequence, sections["columns"], taken)
 
 
-_NOT_NEGATIVE = ("lr", "eps", "initial_accumulator_value", "weight_decay", "std")
-
-
 def _check_table(table: Table) -> Iterator[str]:
     where = f"table '{table.name}'"
     if table.dim < 1:
         yield f"{where}: dim is {table.dim}, need at least 1"
     if re.search(r"[/\\]", table.name) or table.name in (".", ".."):
         yield f"{where}: a name is also a folder in checkpoints; leave out / and \\"
-    for part in ("optimizer", "initializer"):
-        declaration = getattr(table, part)
-        for option in _NOT_NEGATIVE:
-            if getattr(declaration, option, 0) < 0:
-                yield f"{where}: {part} {option} is {getattr(declaration, option)}, need at least 0"
-    betas = getattr(table.optimizer, "betas", ())
-    if not all(0 <= beta < 1 for beta in betas):
-        yield f"{where}: optimizer betas are {betas}, need 0 <= beta < 1"
+    yield from find_optimizer_mistakes(where, table.optimizer, table.dtype)
+    yield from _check_training(where, table)
     initializer = table.initializer
+    if (std := getattr(initializer, "std", 0)) < 0:
+        yield f"{where}: initializer std is {std}, need at least 0"
     if isinstance(initializer, Uniform | TruncatedNormal) and initializer.low >= initializer.high:
         yield f"{where}: initializer low {initializer.low} is not below high {initializer.high}"
     yield from find_policy_mistakes(where, table.capacity, table.admission, table.eviction)
+
+
+_HOLDS_INTEGERS = {"int8": 2**7, "int32": 2**31, "int64": 2**63}
+
+
+def _check_training(where: str, table: Table) -> Iterator[str]:
+    """Whether what is said of training goes with whether there is any, and with integers."""
+    if not table.trainable:
+        contradicting = {"optimizer": table.optimizer != Adagrad(), "grad_reduce": table.grad_reduce != "sum"}
+        for option in (name for name, given in contradicting.items() if given):
+            yield f"{where}: {option} is given, and trainable is false; drop one of them"
+    limit = _HOLDS_INTEGERS.get(table.dtype)
+    if limit is None:
+        return
+    if table.trainable:
+        yield f"{where}: rows of {table.dtype} cannot be trained; write trainable: false, or take dtype: float32"
+    initializer = table.initializer
+    value = initializer.value if isinstance(initializer, Constant) else None
+    if value is None or value != int(value) or not -limit <= value < limit:
+        found = initializer.kind if value is None else value
+        yield f"{where}: initializer is {found}, and rows are {table.dtype}; take a constant that they can hold"
+
+
+def _check_pooling(feature: Feature, table: Table) -> Iterator[str]:
+    if table.dtype in ("int32", "int64") and (feature.pooling in ("mean", "sqrtn") or feature.weights is not None):
+        what = "weights" if feature.weights is not None else f"pooling '{feature.pooling}'"
+        yield (
+            f"feature '{feature.name}' has {what}, and table '{table.name}' holds {table.dtype}, which models get as "
+            "they are; pool them by sum or tile, or not at all"
+        )
 
 
 def _check_task(task: Task, columns: Section, id_columns: frozenset[str]) -> Iterator[str]:

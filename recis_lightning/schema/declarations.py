@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from recis_lightning.schema.kinds import Adagrad, Constant, Initializer, SparseOptimizer
+from recis_lightning.schema.kinds import Constant, Initializer
+from recis_lightning.schema.optimizers import Adagrad, SparseOptimizer
 from recis_lightning.schema.policies import Admission, Always, Eviction
 from recis_lightning.schema.transforms import HashKind, Transform
 
@@ -12,7 +13,8 @@ Dtype = Literal[
 ]
 Layout = Literal["scalar", "list", "optional_list", "nested_list", "vector"]
 TimeUnit = Literal["ns", "us", "ms", "s", "minutes", "hours", "days"]
-Pooling = Literal["sum", "mean", "sqrtn", "none"]
+Pooling = Literal["sum", "mean", "sqrtn", "tile", "none"]
+TableDtype = Literal["float32", "float64", "bfloat16", "float16", "int8", "int32", "int64"]
 Loss = Literal["bce", "mse"]
 
 
@@ -77,7 +79,10 @@ class Feature:
     tower: str | None = None
     """The tower that its token ids go through, in place of a table."""
     pooling: Pooling = "sum"
-    """How the embeddings of a row's ids become one: sum, mean, sqrtn (sum / sqrt(count)); none keeps the sequence."""
+    """How the embeddings of a row's ids become one: sum, mean, sqrtn (sum / sqrt(count)), tile (those of its first ids
+    side by side); none keeps the sequence."""
+    tile_length: int | None = None
+    """Of pooling tile: of how many ids; zeros stand behind fewer, and no more are looked up."""
     weights: str | None = None
     """A list column of float weights, one for each id; `inputs` for those that come with its inputs."""
     transforms: tuple[Transform, ...] = ()
@@ -116,11 +121,17 @@ class Table:
     """Its name, or a pattern."""
     dim: int
     """Width of a row."""
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: TableDtype = "float32"
+    """What rows are kept in. Models get float32 of bfloat16, float16 and int8, int64 of int32; updates of bfloat16 and
+    float16 are rounded stochastically. Integers are for tables that are loaded and not trained."""
     initializer: Initializer = Constant()
     """The first value of a row, a function of (seed, table, id) alone."""
     optimizer: SparseOptimizer = Adagrad()
     """How touched rows are updated."""
+    trainable: bool = True
+    """Whether rows are updated. Where not, new ids get rows all the same as `admission` says: read_only for none."""
+    grad_reduce: Literal["sum", "mean"] = "sum"
+    """The gradient of an id that occurs several times in a batch: of its occurrences the sum, or the mean."""
     capacity: int | None = None
     """How many ids it may hold. At its capacity an eviction that keeps to it makes room; without one, a new id is an
     error."""

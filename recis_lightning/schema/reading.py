@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from recis_lightning.schema.declarations import Column, Feature, SequenceGroup, Table, Task
-from recis_lightning.schema.kinds import INITIALIZERS, OPTIMIZERS
+from recis_lightning.schema.kinds import INITIALIZERS
 from recis_lightning.schema.names import did_you_mean
+from recis_lightning.schema.optimizers import OPTIMIZERS
 from recis_lightning.schema.policies import ADMISSIONS, EVICTIONS
-from recis_lightning.schema.towers import Lora, Schedule, Tower
+from recis_lightning.schema.schedules import Schedule
+from recis_lightning.schema.towers import Lora, Tower
 from recis_lightning.schema.transforms import TRANSFORMS
 
 
@@ -117,6 +119,7 @@ _NESTED: dict[tuple[type, str], Callable[[Any, str, list[str]], Any]] = {
     (Tower, "lora"): lambda value, where, problems: read(Lora, value, where, problems),
     (Tower, "schedule"): lambda value, where, problems: value and read(Schedule, value, where, problems),
 }
+_NESTED |= {(cls, "schedule"): _NESTED[Tower, "schedule"] for cls in OPTIMIZERS.values()}
 
 SECTIONS: dict[str, tuple[type, tuple[str, ...]]] = {
     # section -> (class, the fields whose patterns run in step)

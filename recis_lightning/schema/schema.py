@@ -156,7 +156,9 @@ class Schema:
         """The width of a feature's vectors: its table's or its tower's dim; that of a dense one is mostly 1."""
         if feature.tower is not None:
             return self.tower(feature.tower).dim
-        return self.values_of(feature)[-1][0].dim if feature.table is None else self.table(feature.table).dim
+        if feature.table is None:
+            return self.values_of(feature)[-1][0].dim
+        return self.table(feature.table).dim * (feature.tile_length or 1)
 
     @property
     def input_columns(self) -> tuple[Column, ...]:

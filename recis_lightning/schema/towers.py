@@ -9,11 +9,13 @@ towers:
     lr: 1e-4
 """
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from recis_lightning.schema.schedules import Schedule
+from recis_lightning.schema.schedules import find_mistakes as find_schedule_mistakes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,30 +27,6 @@ class Lora:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     """Names of layers, as they end: [query, value]. All linear layers where none are named."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """What a learning rate is multiplied by: rising over ``warmup_steps`` steps, then as ``decay`` says.
-
-    linear and cosine fall to ``floor`` at step ``total_steps`` and stay there: warmup_steps 10, total_steps 110, linear
-    gives 6/11 at step 5, 1 at 10, .5 at 60, 0 from 110 on.
-    """
-
-    warmup_steps: int = 0
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    total_steps: int | None = None
-    floor: float = 0.0
-
-    def factor(self, step: int) -> float:
-        """The factor at optimizer step ``step``, counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        if self.decay == "constant" or self.total_steps is None:
-            return 1.0
-        done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
-        left = 1.0 - done if self.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-        return self.floor + (1.0 - self.floor) * left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +88,7 @@ def find_mistakes(tower: Tower) -> Iterator[str]:
         yield f"{where}: lora is given, and train is {tower.train}; write train: lora, or leave lora out"
     yield from _find_lora_mistakes(where, tower.lora)
     if tower.schedule is not None:
-        yield from _find_schedule_mistakes(where, tower.schedule)
+        yield from find_schedule_mistakes(where, tower.schedule)
 
 
 def _find_lora_mistakes(where: str, lora: Lora) -> Iterator[str]:
@@ -118,16 +96,3 @@ def _find_lora_mistakes(where: str, lora: Lora) -> Iterator[str]:
         yield f"{where}: lora rank is {lora.rank}, need at least 1"
     if not 0 <= lora.dropout < 1:
         yield f"{where}: lora dropout is {lora.dropout}, need 0 <= dropout < 1"
-
-
-def _find_schedule_mistakes(where: str, schedule: Schedule) -> Iterator[str]:
-    if schedule.warmup_steps < 0:
-        yield f"{where}: schedule warmup_steps is {schedule.warmup_steps}, need at least 0"
-    if schedule.decay == "constant":
-        if schedule.total_steps is not None:
-            yield f"{where}: schedule total_steps is given, and decay is constant; write decay: linear or cosine"
-    elif schedule.total_steps is None or schedule.total_steps <= schedule.warmup_steps:
-        yield (
-            f"{where}: schedule decays until total_steps {schedule.total_steps}, "
-            f"need more than warmup_steps {schedule.warmup_steps}"
-        )

@@ -36,7 +36,7 @@ from recis_lightning.training import RecModule
 from triton_ops.hash_bytes import reference as hash_reference
 
 CHUNK = 65_536  # rows of a table that are in memory at once, besides all ids
-KINDS = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
+KINDS = {dtype: kind for kind, (_, dtype) in scorer.Table.KINDS.items()}
 STORED = {kind: stored for kind, (stored, _) in scorer.Table.KINDS.items()}
 
 
@@ -198,13 +198,14 @@ def _create(path: Path, rows: int, dim: int, kind: str) -> tuple[NDArray[Any], N
 
 
 def _write_parquet(path: Path, ids_U: NDArray[Any], weight_UD: NDArray[Any], dtype: torch.dtype) -> None:
-    value_type = pa.float64() if dtype == torch.float64 else pa.float32()
+    read = dtype if not dtype.is_floating_point else torch.promote_types(dtype, torch.float32)
+    value_type = pa.from_numpy_dtype(torch.empty(0, dtype=read).numpy().dtype)
     types: Mapping[str, pa.DataType] = {"id": pa.int64(), "vector": pa.list_(value_type, weight_UD.shape[1])}
     schema = pa.schema(types)
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
         for first in range(0, len(ids_U), CHUNK):
             rows = torch.from_numpy(np.array(weight_UD[first : first + CHUNK])).view(dtype)
-            flat = pa.array(rows.to(torch.promote_types(dtype, torch.float32)).flatten().numpy())
+            flat = pa.array(rows.to(read).flatten().numpy())
             vectors = pa.FixedSizeListArray.from_arrays(flat, weight_UD.shape[1])
             ids = pa.array(np.array(ids_U[first : first + CHUNK]))
             writer.write_table(pa.table([ids, vectors.cast(schema.field("vector").type)], schema=schema))

@@ -21,8 +21,8 @@ from recis_lightning.features import FeatureEngine
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Custom, Feature
 from recis_lightning.training import RecModule
-from triton_ops.gather_pool import pool_coefficients
-from triton_ops.gather_pool.reference import sum_bags
+from triton_ops.gather_pool import pool_coefficients, read_dtype
+from triton_ops.gather_pool.reference import bag_of_value, sum_bags
 
 Parts = Mapping[str, Tensor]
 TRACED_ROWS = 7  # any number that is neither 0 nor 1, which torch takes for constants
@@ -81,6 +81,9 @@ def _to_parts(entry: Tensor | Ragged) -> Tensor | Parts:
 
 def _pool(feature: Feature, parts: Parts) -> Tensor | Ragged:
     rows_ND, offsets_B1 = parts["values"], parts["offsets"]
+    rows_ND = rows_ND.to(read_dtype(rows_ND.dtype))
+    if feature.tile_length is not None:
+        return _tile(rows_ND, offsets_B1, feature.tile_length)
     if feature.pooling == "none":
         return Ragged(rows_ND, offsets_B1, parts.get("weights"))
     weights_N = parts.get("weights")
@@ -88,6 +91,16 @@ def _pool(feature: Feature, parts: Parts) -> Tensor | Ragged:
         weights_N = torch.ones_like(rows_ND[:, 0])  # of a known length, which a graph can't read off the offsets
     coefficients_N = pool_coefficients(offsets_B1, feature.pooling, weights_N, rows_ND.dtype)
     return sum_bags(rows_ND, torch.arange(rows_ND.shape[0]), offsets_B1, coefficients_N)
+
+
+def _tile(rows_ND: Tensor, offsets_B1: Tensor, length: int) -> Tensor:
+    """As `ragged_ops.tile`, without a look at any number."""
+    bag_N = bag_of_value(offsets_B1, rows_ND.shape[0])
+    place_N = torch.arange(rows_ND.shape[0]) - offsets_B1[bag_N]
+    slots = (offsets_B1.shape[0] - 1) * length
+    slot_N = torch.where(place_N < length, bag_N * length + place_N, slots)  # the last one takes what is cut off
+    tiles = rows_ND.new_zeros(slots + 1, rows_ND.shape[1]).index_copy(0, slot_N, rows_ND)
+    return tiles[:slots].reshape(offsets_B1.shape[0] - 1, length * rows_ND.shape[1])
 
 
 # -------------------------------------------------------------------------------------------------------------- tracing

@@ -138,6 +138,9 @@ class Table:
         "F32": (np.float32, torch.float32),
         "F16": (np.float16, torch.float16),
         "BF16": (np.uint16, torch.bfloat16),
+        "I8": (np.int8, torch.int8),
+        "I32": (np.int32, torch.int32),
+        "I64": (np.int64, torch.int64),
     }
 
     def __init__(self, path: Path) -> None:

@@ -99,7 +99,7 @@ class _CountingRule:
     def __init__(self, tables: Sequence[Table], max_rows: int | None) -> None:
         self._names = [table.name for table in tables]
         self._threshold_T = torch.tensor([getattr(table.admission, "threshold", 1) for table in tables])
-        self._rows = RowStore(len(tables), 0, 0, torch.float32, max_rows)
+        self._rows = RowStore(len(tables), (0, torch.float32), (0, torch.float32), max_rows)
         self._index = Index(len(tables), self._rows.slots.numpy())
         self._tick = 0
 

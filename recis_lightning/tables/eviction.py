@@ -118,7 +118,7 @@ def _unused_since(table: "DynamicTable", step: int) -> Tensor:
 def _short(table: "DynamicTable", below: float) -> Tensor:
     found = []
     for piece, used in _pieces(table):
-        norms = torch.linalg.vector_norm(table.group.weight[piece], dim=1, dtype=torch.float64).numpy()
+        norms = torch.linalg.vector_norm(table.group.weight[piece].double(), dim=1).numpy()
         found.append(piece.start + np.flatnonzero(used & (norms < below)))
     return torch.from_numpy(_join(found))
 

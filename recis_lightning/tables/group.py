@@ -1,4 +1,4 @@
-"""Tables of one width, dtype and kind of optimizer, looked up together.
+"""Tables of one width, dtype and optimizer's arithmetic, looked up together.
 
 N ids in a call, K runs of ids that belong to one table each, U rows, D row width, R rows reserved, W width of state.
 """
@@ -6,7 +6,7 @@ N ids in a call, K runs of ids that belong to one table each, U rows, D row widt
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,28 +16,29 @@ import xxhash
 from torch import Tensor
 
 from recis_lightning.schema import Table
+from recis_lightning.schema.optimizers import first_state
 from recis_lightning.schema.policies import Score, keeps_to_capacity
 from recis_lightning.tables import eviction
 from recis_lightning.tables.admission import Gate
 from recis_lightning.tables.buffers import BufferPool
+from recis_lightning.tables.layout import FROZEN, Layout
 from recis_lightning.tables.pending import PendingGrad, sum_by_row
 from recis_lightning.tables.rows import DEFAULT_ROW, RowStore, TableFullError
 from recis_lightning.tables.table import ADMITTED, EVICTED, REFUSED, DynamicTable
 from triton_ops.group_by_row import LAST_TICK, group_by_row
-from triton_ops.index import Index
+from triton_ops.index import Index, mix64
 from triton_ops.initialize import FirstValue, FirstValues, initialize
-from triton_ops.row_layout import ID, LAST_STEP
-from triton_ops.row_update import state_slices
+from triton_ops.row_layout import GRANULE, ID, LAST_STEP
 
 LENT_ROWS = 1 << 16  # what a table may have beyond a small capacity until the step's eviction
 MOST_PENDING = 8  # more would take memory for each accumulated batch, fewer would sum most gradients several times
 
 
 def build_groups(tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> list["TableGroup"]:
-    """Group tables that one lookup can serve: the same width, dtype and kind of optimizer, in the order declared."""
-    alike: defaultdict[tuple[Any, ...], list[Table]] = defaultdict(list)
+    """Group tables that one lookup can serve, and one update, in the order declared: see `Layout`."""
+    alike: defaultdict[Layout, list[Table]] = defaultdict(list)
     for table in tables:
-        alike[table.dim, table.dtype, table.optimizer.kind].append(table)
+        alike[Layout.of(table)].append(table)
     return [TableGroup(members, seed=seed, max_rows=max_rows) for members in alike.values()]
 
 
@@ -48,28 +49,29 @@ class TableGroup:
     (see `RowStore`). Memory is used only for rows that ids have. A first value depends on seed, table name, id and
     column alone. One thread at a time may use a group. Copies and pickles hold the rows in use, not the reservation.
 
-    Raises ValueError where the tables differ in width, dtype or kind of optimizer.
+    Raises ValueError where the tables differ in layout.
     """
 
     default_row = DEFAULT_ROW
 
     def __init__(self, tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> None:
-        kinds = {(table.dim, table.dtype, table.optimizer.kind) for table in tables}
-        if len(kinds) != 1:
+        layouts = set(map(Layout.of, tables))
+        if len(layouts) != 1:
             raise ValueError(
-                f"tables {', '.join(table.name for table in tables) or '(none)'} are of {len(kinds)} kinds; a group "
-                "takes tables of one width, dtype and kind of optimizer, as build_groups makes them"
+                f"tables {', '.join(table.name for table in tables) or '(none)'} are of {len(layouts)} kinds; a group "
+                "takes tables of one width, of one dtype for rows and for their state, and of one kind of optimizer, "
+                "as build_groups makes them"
             )
-        self.dim, dtype, self.optimizer_kind = next(iter(kinds))
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.layout = next(iter(layouts))
+        """Width, dtypes, and the arithmetic of updates."""
         self.seed = seed
         self.max_rows = max_rows
         self.tables = tuple(DynamicTable(self, number, table) for number, table in enumerate(tables))
-        self.state_slices = state_slices(self.optimizer_kind, self.dim)
+        self.state_slices = self.layout.state_slices
         """Where in a row's state each part of it lies, by name."""
-        width = max((columns.stop for columns in self.state_slices.values()), default=0)
         limits = [_most_rows(table) for table in tables]
-        self.rows = RowStore(len(tables), self.dim, width, self.dtype, max_rows, limits)
+        weight, state = (self.dim, self.dtype), (self.layout.state_width, self.layout.state_dtype)
+        self.rows = RowStore(len(tables), weight, state, max_rows, limits)
         self.index = Index(len(tables), self.rows.slots.numpy())
         self.pending: list[PendingGrad] = []
         """What backward has left for the optimizer's next step."""
@@ -81,8 +83,13 @@ class TableGroup:
         """int64 [tables, 4]: what has happened to ids, by the columns that table.py names."""
         self.erasures = 0
         """How often ids were erased: rows looked up before the last time may be others' by now."""
+        self.frozen_lookups: set[int] = set()
+        """Tables that training has looked up since the last step, by their number, where they are not trained."""
         self._tick = 0
-        self._first_values = FirstValues.of([_first_value(table, seed) for table in tables])
+        self._first_values = FirstValues.of([_first_value(table, self.state_slices, seed) for table in tables])
+        self._averages_T = torch.tensor([table.grad_reduce == "mean" for table in tables])
+        self.averages = bool(self._averages_T.any())
+        """Whether a table of it takes the mean over an id's occurrences, and `leave` needs to know how many."""
         self._evicts = any(table.eviction for table in tables)
         for table in tables:
             for policy in table.eviction:
@@ -97,6 +104,19 @@ class TableGroup:
 
     def __iter__(self) -> Iterator[DynamicTable]:
         return iter(self.tables)
+
+    @property
+    def dim(self) -> int:
+        return self.layout.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layout.dtype
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether its rows are looked up, and never updated."""
+        return self.layout.rule == FROZEN
 
     @property
     def weight(self) -> Tensor:
@@ -138,8 +158,13 @@ class TableGroup:
         if not insert:
             return self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
         if self.gate.is_open:
-            return self.insert(ids_N, splits_K1, table_index_K)
-        return self._lookup_through_gate(ids_N, splits_K1, table_index_K, counts_N)
+            rows_N = self.insert(ids_N, splits_K1, table_index_K)
+        else:
+            rows_N = self._lookup_through_gate(ids_N, splits_K1, table_index_K, counts_N)
+        if self.is_frozen:  # others note lookups when backward brings their gradients
+            self.unique_rows(rows_N, True, counts_N)
+            self.frozen_lookups.update(table_index_K.tolist())
+        return rows_N
 
     def _lookup_through_gate(
         self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, counts_N: Tensor | None
@@ -176,6 +201,14 @@ class TableGroup:
         if inserted.full_table is not None:
             raise TableFullError(self._describe_full(self.tables[inserted.full_table]))
         return inserted.rows
+
+    @property
+    def noise_keys(self) -> Tensor:
+        """int64 [tables]: what tells random bits of tables, seeds and steps apart, for `row_update`."""
+        if not self.layout.rounds:
+            return torch.zeros(len(self), dtype=torch.int64)
+        steps_T = torch.tensor([table.step for table in self.tables])
+        return mix64(torch.from_numpy(self._first_values.keys.view(np.int64)) + steps_T)
 
     def evict(self, now: float | None = None) -> dict[str, int]:
         """Forget the ids that the tables' evictions name after this step: how many, for each table that forgot some.
@@ -259,16 +292,32 @@ class TableGroup:
         """The number of the training step that runs, from 1 on: one more than any of its tables has completed."""
         return 1 + max(table.step for table in self.tables)
 
-    def leave(self, pending: PendingGrad) -> None:
-        """Keep gradients for the optimizer's next step, summing up earlier ones where many wait."""
-        self.pending.append(pending)
+    def leave(self, sums: PendingGrad) -> None:
+        """Keep gradients for the optimizer's next step, summing up earlier ones where many wait.
+
+        They are sums over as many occurrences of each row as ``counts`` say, and become means where a table asks for
+        it; counts may be None where `averages` is False.
+        """
+        counts_U = self._weights(sums)
+        if counts_U is not None:
+            sums.grads.div_(counts_U[:, None])
+        self.pending.append(sums._replace(counts=counts_U))
         if len(self.pending) == MOST_PENDING:
             self.coalesce()
+
+    def _weights(self, sums: PendingGrad) -> Tensor | None:
+        """How often each row occurred, 1 in tables that take the sum."""
+        if not self.averages:
+            return None
+        assert sums.counts is not None, f"table '{self.tables[0].name}': means were asked for, and counts are not there"
+        is_mean_U = self._averages_T[self.granule_table[sums.rows // GRANULE].long()]
+        return torch.where(is_mean_U, sums.counts, 1).to(sums.grads.dtype)
 
     def coalesce(self) -> PendingGrad | None:
         """All pending gradients as one, summed where they name the same row; None where there are none."""
         if len(self.pending) > 1:
-            self.pending = [sum_by_row(self.pending, self.unique_rows, self.buffers)]
+            waiting, self.pending = self.pending, []
+            self.leave(sum_by_row(waiting, self.unique_rows, self.buffers))
         return self.pending[0] if self.pending else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -315,12 +364,15 @@ def _most_rows(table: Table) -> int | None:
     return table.capacity + (max(table.capacity, LENT_ROWS) if is_kept else 0)
 
 
-def _first_value(table: Table, seed: int) -> FirstValue:
-    initializer = table.initializer
+def _first_value(table: Table, slices: Mapping[str, slice], seed: int) -> FirstValue:
+    initializer, state = table.initializer, [0.0] * max((columns.stop for columns in slices.values()), default=0)
+    for name, value in first_state(table.optimizer).items():
+        if name in slices:
+            state[slices[name]] = [value] * (slices[name].stop - slices[name].start)
     return FirstValue(
         kind=initializer.kind,
         arguments=asdict(initializer),
         seed=seed,
         table_hash=xxhash.xxh3_64_intdigest(table.name.encode()),
-        state=getattr(table.optimizer, "initial_accumulator_value", 0.0),
+        state=state,
     )

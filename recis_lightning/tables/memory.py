@@ -25,9 +25,8 @@ def reserve(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes == 0:
         return torch.empty(shape, dtype=dtype)
-    numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
     with torch.inference_mode(False):  # an inference tensor could never take part in training
-        return torch.from_numpy(np.frombuffer(_map(nbytes), numpy_dtype).reshape(shape))
+        return torch.from_numpy(np.frombuffer(_map(nbytes), np.uint8)).view(dtype).view(shape)
 
 
 def _map(nbytes: int) -> mmap.mmap | bytearray:

@@ -19,20 +19,35 @@ class PendingGrad(NamedTuple):
     """[U, D]."""
     tables: frozenset[int]
     """The tables, by their number in the group, whose lookup left them: theirs is the step, rows or no rows."""
+    counts: Tensor | None = None
+    """[U]: of how many occurrences each row's is the sum; once a group keeps it, the mean. 1 in tables that take sums,
+    None in groups of these alone."""
 
     def clone(self) -> "PendingGrad":
-        return PendingGrad(self.rows.clone(), self.grads.clone(), self.tables)
+        counts = None if self.counts is None else self.counts.clone()
+        return PendingGrad(self.rows.clone(), self.grads.clone(), self.tables, counts)
 
 
 def sum_by_row(
     pending: Sequence[PendingGrad], unique_rows: Callable[[Tensor], tuple[Tensor, Tensor]], buffers: BufferPool
 ) -> PendingGrad:
-    """Sum what was left for the same row: rows [7], [8, 7] with grads [[1]], [[2], [3]] -> rows [7, 8], [[4], [2]]."""
+    """Sum what was left for the same row: rows [7], [8, 7] with grads [[1]], [[2], [3]] -> rows [7, 8], [[4], [2]].
+
+    Means become sums over all their occurrences, ``counts`` says how many.
+    """
     rows_U, inverse_N = unique_rows(torch.cat([part.rows for part in pending]))
     parts, begin = [], 0
     for part in pending:
         end = begin + len(part.rows)
-        parts.append(PooledGrad(part.grads[:, None], torch.arange(begin, end + 1)[None], None))
+        parts.append(PooledGrad(part.grads[:, None], torch.arange(begin, end + 1)[None], part.counts))
         begin = end
     grads_UD = buffers.take((len(rows_U), pending[0].grads.shape[1]), pending[0].grads.dtype)
-    return PendingGrad(rows_U, pool_grads(parts, inverse_N, grads_UD), frozenset().union(*(p.tables for p in pending)))
+    tables = frozenset().union(*(part.tables for part in pending))
+    return PendingGrad(rows_U, pool_grads(parts, inverse_N, grads_UD), tables, _sum_counts(pending, inverse_N, rows_U))
+
+
+def _sum_counts(pending: Sequence[PendingGrad], inverse_N: Tensor, rows_U: Tensor) -> Tensor | None:
+    counts = [part.counts for part in pending if part.counts is not None]
+    if len(counts) < len(pending):
+        return None
+    return counts[0].new_zeros(len(rows_U)).index_add_(0, inverse_N, torch.cat(counts))

@@ -61,15 +61,13 @@ class RowStore:
     def __init__(
         self,
         tables: int,
-        dim: int,
-        state_dim: int,
-        dtype: torch.dtype,
+        weight: tuple[int, torch.dtype],
+        state: tuple[int, torch.dtype],
         max_rows: int | None,
         limits: Sequence[int | None] = (),
     ) -> None:
-        self.weight, self.state, self.meta, self.granule_table, self.slots = _reserve(
-            tables, dim, state_dim, dtype, max_rows
-        )
+        """``weight`` and ``state`` say how wide each is, and of which dtype."""
+        self.weight, self.state, self.meta, self.granule_table, self.slots = _reserve(tables, weight, state, max_rows)
         self.pool = RowPool(RowPool.empty_cursors(tables), self.meta[:, ID].numpy(), self._refill)
         self._blocks = [_Blocks() for _ in range(tables)]
         self._limits = [MOST_ROWS if limit is None else limit for limit in limits or [None] * tables]
@@ -172,19 +170,21 @@ class RowStore:
         return iter((("weight", self.weight), ("state", self.state), ("meta", self.meta)))
 
 
-def _reserve(tables: int, dim: int, state_dim: int, dtype: torch.dtype, max_rows: int | None) -> tuple[Tensor, ...]:
+def _reserve(
+    tables: int, weight: tuple[int, torch.dtype], state: tuple[int, torch.dtype], max_rows: int | None
+) -> tuple[Tensor, ...]:
     """weight, state, meta, granule_table and the slots of the index."""
     rows = max_rows
     if rows is None:
-        bytes_per_row = (dim + state_dim) * dtype.itemsize + RECORD * 8
+        bytes_per_row = sum(width * dtype.itemsize for width, dtype in (weight, state)) + RECORD * 8
         rows = min(MOST_ROWS, max(FEWEST_ROWS, 2 * physical_memory() // bytes_per_row))
     while True:
         granules = -(-rows // GRANULE) + 1  # the first is nobody's
         capacity = granules * GRANULE
         try:
             return (
-                reserve((capacity, dim), dtype),
-                reserve((capacity, state_dim), dtype),
+                reserve((capacity, weight[0]), weight[1]),
+                reserve((capacity, state[0]), state[1]),
                 reserve((capacity, RECORD), torch.int64),
                 reserve((granules + _FILLED_AHEAD,), torch.int32)[:granules],
                 reserve((SLOTS_PER_ROW * capacity + 2 * GRANULE * tables, 2), torch.int64),

@@ -33,7 +33,7 @@ class TableSlice:
     weight: Tensor
     """[N, D], the table's dtype."""
     slots: Mapping[str, Tensor]
-    """Optimizer state by name, [N, width]: exp_avg and exp_avg_sq, or sum."""
+    """Optimizer state by name, [N, width], of the dtype that the table keeps it in: exp_avg and exp_avg_sq, or sum."""
     last_step: Tensor
     """int64 [N]: the last training step that looked the id up."""
     count: Tensor
@@ -76,8 +76,13 @@ class DynamicTable:
 
     @property
     def optimizer(self) -> SparseOptimizer:
-        """The declaration of the optimizer that updates its rows."""
+        """The declaration of the optimizer that updates its rows, where it is trained."""
         return self.declaration.optimizer
+
+    @property
+    def trainable(self) -> bool:
+        """Whether its rows are updated."""
+        return self.declaration.trainable
 
     @property
     def default_row(self) -> int:
@@ -89,7 +94,8 @@ class DynamicTable:
         return self.group.index.count(self.number)
 
     def __repr__(self) -> str:
-        return f"DynamicTable('{self.name}', {len(self)} ids, dim {self.dim}, {self.dtype}, {self.optimizer.kind})"
+        how = self.optimizer.kind if self.trainable else "not trained"
+        return f"DynamicTable('{self.name}', {len(self)} ids, dim {self.dim}, {self.dtype}, {how})"
 
     def find(self, ids_N: Tensor) -> Tensor:
         """The row of each id, -1 for ids it does not hold: int64 [N] -> int64 [N]. Changes nothing."""
@@ -156,7 +162,8 @@ class DynamicTable:
                 )
             wanted[name], found[name] = (count, columns.stop - columns.start), part.slots[name]
         for name, shape in wanted.items():
-            dtype = torch.int64 if name in ("last_step", "count") else self.dtype
+            of_state = torch.int64 if name in ("last_step", "count") else self.group.layout.state_dtype
+            dtype = self.dtype if name == "weight" else of_state
             if tuple(found[name].shape) != shape or found[name].dtype != dtype:
                 raise ValueError(
                     f"{where}: {name} of the slice is {found[name].dtype} {list(found[name].shape)}, "
@@ -229,9 +236,7 @@ class DynamicTable:
     def _scan(self) -> dict[str, float]:
         mean, most = self.group.index.probe_lengths(self.number)
         _, rows = self.group.index.items(self.number)
-        norms = [
-            torch.linalg.vector_norm(self.weight(part), dim=1, dtype=torch.float64) for part in rows.split(1 << 18)
-        ]
+        norms = [torch.linalg.vector_norm(self.weight(part).double(), dim=1) for part in rows.split(1 << 18)]
         norm_N = torch.cat(norms) if len(rows) else torch.zeros(1, dtype=torch.float64)
         norm = {"norm_min": float(norm_N.min()), "norm_mean": float(norm_N.mean()), "norm_max": float(norm_N.max())}
         return {"probe_mean": mean, "probe_max": most} | norm

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from recis_lightning.ragged import Ragged
-from recis_lightning.schema.towers import Lora, Schedule
+from recis_lightning.schema.schedules import Schedule
+from recis_lightning.schema.towers import Lora
 from recis_lightning.towers.backbone import add_lora, fingerprint, load_backbone, longest_sequence, vocabulary_size
 from recis_lightning.towers.blocks import FixedBlocks, encode_blocks
 from recis_lightning.towers.distinct import distinct_rows, select_rows

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import recis_lightning
 from recis_lightning.embedding.exchange import owned_shards
-from recis_lightning.schema import Adagrad, RowwiseAdagrad
+from recis_lightning.schema.optimizers import first_state
 from recis_lightning.tables import DynamicTable, TableSlice, virtual_shard
 from recis_lightning.training.dense_shards import cut_state
 from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter, Files
@@ -143,10 +143,13 @@ def _split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str,
 
 
 def _describe(table: DynamicTable) -> dict[str, Any]:
+    state_dtype = str(table.group.layout.state_dtype).removeprefix("torch.")
+    optimizer = {"kind": table.optimizer.kind, **dataclasses.asdict(table.optimizer)} if table.trainable else None
     return {
         "dim": table.dim,
         "dtype": str(table.dtype).removeprefix("torch."),
-        "optimizer": {"kind": table.optimizer.kind, **dataclasses.asdict(table.optimizer)},
+        "optimizer": optimizer,
+        "state": dict.fromkeys(table.group.state_slices, state_dtype),
         "step": table.step,
         "rows": len(table),
     } | ({"policies": table.policy_state()} if table.has_policies else {})
@@ -274,9 +277,16 @@ def _table_mismatches(tables: Mapping[str, DynamicTable], saved: Mapping[str, An
         for key in ("dim", "dtype"):
             if saved[name][key] != wanted[key]:
                 yield f"table '{name}' has {key} {saved[name][key]}, this model's has {wanted[key]}"
-        if saved[name]["optimizer"]["kind"] != wanted["optimizer"]["kind"]:
-            kinds = saved[name]["optimizer"]["kind"], wanted["optimizer"]["kind"]
+        kinds = [(entry["optimizer"] or {"kind": "none, it is not trained"})["kind"] for entry in (saved[name], wanted)]
+        if kinds[0] != kinds[1]:
             yield f"table '{name}' has the state of optimizer {kinds[0]}, this model's is {kinds[1]}"
+        elif saved[name].get("state", wanted["state"]) != wanted["state"]:
+            states = (_listed(entry["state"]) for entry in (saved[name], wanted))
+            yield f"table '{name}' has the state {next(states)}, this model's is {next(states)}"
+
+
+def _listed(state: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in state.items()) or "(none)"
 
 
 def _other_model(reader: DirectoryReader, what: str, problems: list[str], shown: int = 12) -> CheckpointError:
@@ -312,9 +322,11 @@ def _read_part(
 
 def _first_slots(table: DynamicTable, count: int) -> dict[str, Tensor]:
     """The optimizer state of new rows, for a checkpoint of the weights alone."""
-    optimizer = table.optimizer
-    value = optimizer.initial_accumulator_value if isinstance(optimizer, Adagrad | RowwiseAdagrad) else 0.0
-    return {name: slot.new_full((count, *slot.shape[1:]), value) for name, slot in table.export(0, 0).slots.items()}
+    first = first_state(table.optimizer)
+    return {
+        name: slot.new_full((count, *slot.shape[1:]), first.get(name, 0.0))
+        for name, slot in table.export(0, 0).slots.items()
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- random state

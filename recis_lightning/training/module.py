@@ -47,8 +47,9 @@ from recis_lightning.training.objectives import (
     scores_of,
     targets_of,
 )
+from recis_lightning.training.schedules import DeclaredSchedules
 from recis_lightning.training.strategy import ShardedStrategy
-from recis_lightning.training.towers import TowerReport, TowerSchedules, parameter_groups, schedules_of
+from recis_lightning.training.towers import TowerReport, parameter_groups, schedules_of
 from triton_ops.index import SHARDS
 
 STAGES = ("val", "test")
@@ -278,8 +279,8 @@ class RecModule(LightningModule):
             is_plateau = isinstance(scheduler, ReduceLROnPlateau)
             when = {"monitor": getattr(scheduler, "monitor", "val/loss")} if is_plateau else {"interval": "step"}
             schedulers.append({"scheduler": scheduler, **when})
-        if schedules := schedules_of(self.towers):
-            schedulers.append({"scheduler": TowerSchedules(optimizer, schedules), "interval": "step"})
+        if schedules := schedules_of(self.towers) | optimizer.sparse.schedules:
+            schedulers.append({"scheduler": DeclaredSchedules(optimizer, schedules), "interval": "step"})
         return [optimizer], schedulers
 
     def fsdp_modules(self) -> list[nn.Module]:
@@ -370,9 +371,14 @@ class RecModule(LightningModule):
 
 
 def _to_dtype(value: Tensor | Ragged, dtype: torch.dtype) -> Tensor | Ragged:
+    """Numbers in another dtype; rows of integers stay what they are."""
     if isinstance(value, Ragged):
-        return value.with_values(value.values.to(dtype)) if value.values.is_floating_point() else value
-    return value.to(dtype)
+        return value.with_values(_in_dtype(value.values, dtype))
+    return _in_dtype(value, dtype)
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _whole_table(table: DynamicTable, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,15 +1,12 @@
 """What towers need of a run: parameter groups and schedules of their own, statistics, and caches written in time."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from recis_lightning.ragged import Batch
-from recis_lightning.schema.towers import Schedule
+from recis_lightning.schema.schedules import Schedule
 from recis_lightning.towers.collection import TowerCollection
 from recis_lightning.training.callbacks import SteppedCallback
 
@@ -23,28 +20,6 @@ def parameter_groups(module: nn.Module, towers: TowerCollection) -> list[dict[st
     taken = {id(parameter) for group in own for parameter in group["params"]}
     rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
     return [{"params": rest}, *own] if rest else own
-
-
-class TowerSchedules(LRScheduler):
-    """Sets the learning rates of the groups that have a schedule, each from its first value; leaves the others alone.
-
-    Stepped after the run's own scheduler, whose changes to these groups it overwrites.
-    """
-
-    def __init__(self, optimizer: Optimizer, schedules: Mapping[str, Schedule]) -> None:  # by the name of the group
-        self.schedules = schedules
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[Any]:
-        rates = []
-        for group, first in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            schedule = self.schedules.get(group.get("name", ""))
-            rates.append(group["lr"] if schedule is None else first * schedule.factor(self.last_epoch))
-        return rates
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where it is; what the schedules are is declared in the schema."""
-        return {key: value for key, value in super().state_dict().items() if key != "schedules"}
 
 
 def schedules_of(towers: TowerCollection) -> dict[str, Schedule]:

@@ -115,6 +115,33 @@ def test_shared_tables_train_as_those_of_one_rank(world_size: int, empty: bool, 
         assert one["tables"]["t"]["refused"] > 0
 
 
+def other_kinds() -> Schema:
+    """As `make_schema`, with means over occurrences, narrow rows, and tables that are not trained."""
+    settings = make_schema().to_dict()
+    settings["tables"][0]["grad_reduce"] = "mean"
+    settings["tables"][1] |= {
+        "trainable": False,
+        "optimizer": "adagrad",
+        "admission": {"kind": "counter", "threshold": 2},
+    }
+    settings["tables"][2] |= {"dtype": "bfloat16", "optimizer": {"kind": "sgd", "lr": 2.0**-20}}
+    return Schema.from_dict(settings)
+
+
+def test_means_narrow_rows_and_frozen_tables_are_shared_as_well() -> None:
+    schema = other_kinds().to_dict()
+    one, ranks = train(schema, {}), run_ranks(2, train, schema, {})
+    for name, expected in one["tables"].items():
+        for key in ("ids", "count", "last_step"):
+            assert torch.equal(joined(ranks, name, key), expected[key]), (name, key)
+        assert [int(rank["tables"][name]["step"]) for rank in ranks] == [int(expected["step"])] * 2
+        weight = joined(ranks, name, "weight")
+        assert weight.dtype == expected["weight"].dtype
+        # A sum in another order may be rounded to the other side of a bfloat16.
+        torch.testing.assert_close(weight, expected["weight"], rtol=2**-7 if name == "v" else 0, atol=1e-12)
+    assert one["tables"]["u"]["step"] == STEPS
+
+
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 2.0**-8), ("fp16", 2.0**-11)])
 def test_rows_that_travel_narrower_are_rounded_to_the_nearest(precision: str, bound: float) -> None:
     schema = make_schema(dtype="float32").to_dict()

@@ -132,6 +132,21 @@ def trained_module(folder: Path, schema: Schema | None = None, network: Any = No
     return module
 
 
+class WideNet(nn.Module):
+    """Reads vectors of any width and dtype."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.names = [feature.name for feature in schema.embedded_features]
+        width = sum(schema.width_of(feature) for feature in schema.embedded_features)
+        self.head = nn.Linear(width, len(schema.tasks))
+        self.tasks = [task.name for task in schema.tasks]
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        vectors_BI = torch.cat([inputs[name].float() for name in self.names], dim=1)
+        return dict(zip(self.tasks, self.head(vectors_BI).unbind(1), strict=True))
+
+
 class SequenceNet(nn.Module):
     """Reads sequences and weights: for features that are not pooled."""
 

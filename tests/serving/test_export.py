@@ -20,6 +20,7 @@ from recis_lightning.training import RecModule
 from tests.serving.rows import (
     SETTINGS,
     SequenceNet,
+    WideNet,
     make_rows,
     predict,
     read_batches,
@@ -147,6 +148,45 @@ def test_sequences_go_to_the_model_unpooled(tmp_path):
     scores = load_copy(tmp_path / "exported").Scorer(tmp_path / "exported").score(rows)
     expected = predict(module, read_batches(module.schema, write_rows(rows, tmp_path / "rows.orc")))
     assert largest_difference(scores, expected) < 1e-6
+
+
+def test_tiles_and_rows_of_other_dtypes_score_as_the_model_does(tmp_path):
+    tables = [
+        {"name": "user", "dim": 4, "dtype": "bfloat16", "initializer": "uniform"},
+        {"name": "shop", "dim": 4, "dtype": "float16", "initializer": "uniform"},
+        {
+            "name": "tags",
+            "dim": 4,
+            "dtype": "int8",
+            "trainable": False,
+            "initializer": {"kind": "constant", "value": 3},
+        },
+        {
+            "name": "words",
+            "dim": 4,
+            "dtype": "int32",
+            "trainable": False,
+            "initializer": {"kind": "constant", "value": 2},
+        },
+    ]
+    features = [
+        {"name": "{user,shop}", "table": "{user,shop}"},
+        {"name": "tags", "table": "tags", "pooling": "tile", "tile_length": 2},
+        {"name": "tag_mean", "column": "tags", "table": "tags", "pooling": "mean"},
+        {"name": "words", "table": "words", "pooling": "tile", "tile_length": 1},
+        {"name": "word_sum", "column": "words", "table": "words"},
+    ]
+    schema = Schema.from_dict({**SETTINGS, "tables": tables, "features": features})
+    module = trained_module(tmp_path, schema, WideNet)
+    export_model(module, tmp_path / "exported")
+    scores = scorer.Scorer(tmp_path / "exported")
+    for count in (1, 50):
+        rows = make_rows(count, seed=2)
+        expected = predict(module, read_batches(schema, write_rows(rows, tmp_path / f"{count}.orc")))
+        assert largest_difference(scores.score(rows), expected) < 1e-5
+    stored = {name: pq.read_schema(tmp_path / "exported" / "tables" / f"{name}.parquet") for name in module.tables}
+    kinds = {name: str(schema.field("vector").type.value_type) for name, schema in stored.items()}
+    assert kinds == {"user": "float", "shop": "float", "tags": "int8", "words": "int32"}
 
 
 def test_export_leaves_a_folder_that_holds_something_alone(module, tmp_path):

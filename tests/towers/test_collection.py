@@ -9,7 +9,7 @@ import torch
 
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Schema
-from recis_lightning.schema.towers import Schedule
+from recis_lightning.schema.schedules import Schedule
 from recis_lightning.towers.collection import TowerCollection, join_rows
 from tests.towers.test_backbone import write_tokenizer
 from tests.towers.tiny import BERT, LLAMA, LONGEST, VOCABULARY, draw_rows

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recis_lightning.ragged import Ragged
-from recis_lightning.schema.towers import Lora, Schedule
+from recis_lightning.schema.schedules import Schedule
+from recis_lightning.schema.towers import Lora
 from recis_lightning.towers.backbone import load_backbone
 from recis_lightning.towers.distinct import select_rows
 from recis_lightning.towers.text import TextTower, pool

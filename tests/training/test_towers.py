@@ -14,11 +14,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from recis_lightning.schema import Schema
-from recis_lightning.schema.towers import Schedule
+from recis_lightning.schema.schedules import Schedule
 from recis_lightning.towers.backbone import load_backbone
 from recis_lightning.training import RecModule
 from recis_lightning.training.callbacks import RunInterrupted
-from recis_lightning.training.towers import TowerSchedules
+from recis_lightning.training.schedules import DeclaredSchedules
 from tests.towers.tiny import BERT
 from tests.training.helpers import (
     InterruptAt,
@@ -143,7 +143,7 @@ def test_without_a_schedule_of_its_own_a_tower_follows_that_of_the_run(tmp_path:
 def test_a_schedule_without_a_rate_starts_from_that_of_the_dense_optimizer() -> None:
     module = make_module(tower_schema(train="full", schedule={"warmup_steps": 1}))
     (optimizer,), (config,) = module.configure_optimizers()
-    assert isinstance(config["scheduler"], TowerSchedules)
+    assert isinstance(config["scheduler"], DeclaredSchedules)
     assert {group.get("name"): group["lr"] for group in optimizer.param_groups}["tower/text"] == 0.005
 
 

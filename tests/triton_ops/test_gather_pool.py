@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triton_ops.gather_pool import PooledGrad, gather_pool, join_offsets, pool_coefficients, pool_grads, reference
+from triton_ops.gather_pool import (
+    PooledGrad,
+    gather_pool,
+    join_offsets,
+    pool_coefficients,
+    pool_grads,
+    read_dtype,
+    reference,
+)
 
 IMPLEMENTATIONS = ["reference", "cpu"]
 ROWS = 40
@@ -59,6 +67,26 @@ def test_cpu_equals_the_reference(bags: int, dim: int, weighted: bool, dtype: to
     out = torch.full_like(expected, math.nan)
     assert gather_pool(weight, rows_N, offsets_KB1, coefficients, out) is out
     torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8])
+def test_narrow_rows_are_summed_up_in_float32(dtype: torch.dtype, weighted: bool, implementation: str) -> None:
+    rows_N, offsets_KB1 = random_bags(3, 50)
+    weight = (torch.randn(ROWS, 3) * 50).to(dtype)
+    coefficients = torch.rand(len(rows_N)) if weighted else None
+    found = gather_pool(weight, rows_N, offsets_KB1, coefficients)
+    assert found.dtype == read_dtype(dtype) == torch.float32
+    torch.testing.assert_close(found, gather_pool(weight.float(), rows_N, offsets_KB1, coefficients))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integers_are_summed_up_exactly(dtype: torch.dtype, implementation: str) -> None:
+    largest = torch.iinfo(dtype).max
+    weight = torch.tensor([[largest, 1], [-largest, 2], [3, 4]], dtype=dtype)
+    found = gather_pool(weight, torch.tensor([0, 2, 1, 2]), torch.tensor([[0, 1, 1, 4]]))
+    assert found.dtype == read_dtype(dtype) == torch.int64
+    assert found.tolist() == [[[largest, 1]], [[0, 0]], [[6 - largest, 10]]]
 
 
 @given(lengths=Lengths)

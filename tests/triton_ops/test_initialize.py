@@ -28,7 +28,9 @@ KINDS: list[tuple[str, dict[str, float]]] = [
 
 
 def first_value(kind: str, arguments: Mapping[str, float], **others: Any) -> FirstValue:
-    return FirstValue(kind=kind, arguments=arguments, **({"seed": 1, "table_hash": 2} | others))
+    return FirstValue(
+        kind=kind, arguments=arguments, **({"seed": 1, "table_hash": 2, "state": (0.0, 0.0, 0.0)} | others)
+    )
 
 
 def run(implementation: str, ids: Tensor, tables: list[FirstValue], dtype: torch.dtype = torch.float32, dim: int = 8,
@@ -37,7 +39,7 @@ def run(implementation: str, ids: Tensor, tables: list[FirstValue], dtype: torch
     rows = torch.arange(GRANULE, GRANULE + len(ids))
     capacity = GRANULE * (2 + len(ids) // GRANULE)
     weight = torch.full((capacity, dim), math.nan, dtype=dtype)
-    state = torch.full((capacity, 3), math.nan, dtype=dtype)
+    state = torch.full((capacity, 3), math.nan, dtype=dtype if dtype.itemsize > 2 else torch.bfloat16)
     meta = torch.full((capacity, RECORD), 77)
     meta[rows, ID] = ids
     granule_table = torch.full((capacity // GRANULE,), owner, dtype=torch.int32)
@@ -45,7 +47,7 @@ def run(implementation: str, ids: Tensor, tables: list[FirstValue], dtype: torch
         patch.setenv("TRITON_OPS", implementation)
         initialize(weight, state, meta, rows, granule_table, FirstValues.of(tables))
     assert torch.isnan(weight[:GRANULE]).all(), "rows that were not named must stay as they are"
-    assert (state[rows] == tables[owner].state).all()
+    assert (state[rows] == torch.tensor(tables[owner].state)).all()
     assert torch.equal(meta[rows], torch.nn.functional.pad(ids[:, None], (ID, 0)))
     return weight[rows]
 
@@ -121,9 +123,36 @@ def test_values_depend_on_seed_table_id_and_column_and_on_nothing_else(implement
 
 
 def test_state_starts_with_the_value_of_its_table() -> None:
-    tables = [first_value("constant", {"value": 0.0}, state=0.5), first_value("constant", {"value": 1.0}, state=0.125)]
+    tables = [
+        first_value("constant", {"value": 0.0}, state=(0.5, 0.5, 0.0)),
+        first_value("constant", {"value": 1.0}, state=(0.125, 0.0, 0.25)),
+    ]
     for implementation in ("reference", "cpu"):
         assert (run(implementation, torch.arange(70), tables, owner=1) == 1.0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kind", "arguments"), [*KINDS[:2], ("uniform", {"low": 0.0, "high": 2e-7}), KINDS[3]])
+def test_narrow_rows_begin_with_the_float32_rounded_to_the_nearest(
+    kind: str, arguments: dict[str, float], dtype: torch.dtype
+) -> None:
+    ids, tables = torch.arange(500), [first_value(kind, arguments)]
+    found = {implementation: run(implementation, ids, tables, dtype) for implementation in ("reference", "cpu")}
+    assert torch.equal(found["cpu"], found["reference"])
+    torch.testing.assert_close(found["cpu"].double(), run("cpu", ids, tables).double(), rtol=2**-8, atol=2**-25)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+def test_integers_begin_with_their_constant(dtype: torch.dtype) -> None:
+    for implementation in ("reference", "cpu"):
+        granule_table = torch.tensor([0], dtype=torch.int32)
+        weight, state = torch.zeros(GRANULE, 2, dtype=dtype), torch.zeros(GRANULE, 0)
+        meta, rows = torch.zeros(GRANULE, RECORD, dtype=torch.int64), torch.tensor([3, 5])
+        tables = FirstValues.of([first_value("constant", {"value": -7.0}, state=())])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_OPS", implementation)
+            initialize(weight, state, meta, rows, granule_table, tables)
+        assert weight[rows].tolist() == [[-7, -7], [-7, -7]]
 
 
 def test_normal_quantile_is_that_of_the_standard_library() -> None:
@@ -141,12 +170,14 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         FirstValues.of([first_value("xavier", {})])
     with pytest.raises(ValueError, match="uniform takes low, high; given are value"):
         FirstValues.of([first_value("uniform", {"value": 1.0})])
-    tables = FirstValues.of([first_value("constant", {"value": 0.0})])
+    tables = FirstValues.of([first_value("constant", {"value": 0.0}, state=())])
     weight, state, meta = torch.zeros(64, 2), torch.zeros(64, 0), torch.zeros(64, RECORD, dtype=torch.int64)
     rows, granules = torch.arange(2), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"give \[R, D\], \[R, W\] and \[R, 4\]"):
         initialize(weight[:3], state, meta, rows, granules, tables)
-    with pytest.raises(ValueError, match="weight is torch.float16"):
-        initialize(weight.half(), state, meta, rows, granules, tables)
+    with pytest.raises(ValueError, match="weight is torch.uint8, .* give one of float32, float64, bfloat16"):
+        initialize(weight.byte(), state, meta, rows, granules, tables)
+    with pytest.raises(ValueError, match="state has 3 columns, tables say 0 first values"):
+        initialize(weight, torch.zeros(64, 3), meta, rows, granules, tables)
     with pytest.raises(ValueError, match="granule_table torch.int64"):
         initialize(weight, state, meta, rows, granules.long(), tables)

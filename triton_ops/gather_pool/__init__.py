@@ -8,5 +8,14 @@ from triton_ops.gather_pool.op import (
     pool_coefficients,
     pool_grads,
 )
+from triton_ops.gather_pool.reference import read_dtype
 
-__all__ = ["JoinedOffsets", "PooledGrad", "gather_pool", "join_offsets", "pool_coefficients", "pool_grads"]
+__all__ = [
+    "JoinedOffsets",
+    "PooledGrad",
+    "gather_pool",
+    "join_offsets",
+    "pool_coefficients",
+    "pool_grads",
+    "read_dtype",
+]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from triton_ops.gather_pool.pooled_grad import PooledGrad
 from triton_ops.jit import kernel
+from triton_ops.narrow import as_array, widen
 from triton_ops.prefetch import LINE, prefetch
 
 ROWS_AHEAD = 2  # values of each feature whose rows are on their way: with many features, that is enough lines in flight
@@ -51,7 +52,7 @@ def _gather(D: int) -> Callable[..., None]:
     @kernel
     def gather(weight: Any, rows: Any, offsets: Any, coefficients: Any, out: Any) -> None:
         """Write out[bag, feature], the features of a bag one after the other, as they lie in ``out``."""
-        line, zero = D * weight.itemsize, weight.dtype.type(0)
+        line, zero = D * weight.itemsize, out.dtype.type(0)
         begin = offsets[0, 0]
         for bag in range(offsets.shape[1] - 1):
             for feature in range(offsets.shape[0]):
@@ -64,13 +65,13 @@ def _gather(D: int) -> Callable[..., None]:
                         for byte in range(0, line, LINE):
                             prefetch(weight, rows[i + ROWS_AHEAD] * line + byte)
                     row = np.uint64(rows[i])
-                    counts = weight.dtype.type(1) if coefficients is None else coefficients[i - begin]
+                    counts = out.dtype.type(1) if coefficients is None else coefficients[i - begin]
                     if i == first:
                         for d in range(columns):
-                            out[bag, feature, d] = zero + counts * weight[row, d]
+                            out[bag, feature, d] = zero + counts * widen(weight[row, d])
                     else:
                         for d in range(columns):
-                            out[bag, feature, d] += counts * weight[row, d]
+                            out[bag, feature, d] += counts * widen(weight[row, d])
 
     return gather
 
@@ -81,7 +82,7 @@ def gather_pool(
     """See op.py."""
     coefficients = None if coefficients_M is None else coefficients_M.numpy()
     gather = _gather(weight.shape[1])
-    gather(weight.numpy(), rows_N.numpy(), offsets_KB1.numpy(), coefficients, out_BKD.numpy())
+    gather(as_array(weight), rows_N.numpy(), offsets_KB1.numpy(), coefficients, out_BKD.numpy())
 
 
 @functools.cache

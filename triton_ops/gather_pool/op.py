@@ -14,6 +14,7 @@ from torch import Tensor
 from triton_ops.dispatch import choose
 from triton_ops.gather_pool import reference
 from triton_ops.gather_pool.pooled_grad import PooledGrad
+from triton_ops.gather_pool.reference import read_dtype
 
 POOLINGS = ("sum", "mean", "sqrtn")
 
@@ -29,24 +30,25 @@ def gather_pool(
 
     K features have B bags each, and their sums come side by side. ``weight`` is [R, D], ``rows_N`` int64 in [0, R).
     ``offsets_KB1`` is int64 and counts ``rows_N``; features follow each other in it, so that each begins where the
-    last one ends. ``coefficients_M``, of the weight's dtype, says what each row from the first bag on counts, as
-    `pool_coefficients` works it out. Returns [B, K, D], zeros for an empty bag, in ``out_BKD`` if one is given:
-    contiguous and of the weight's dtype. Gradients go back to the rows by `group_by_row` and `pool_grads`; there is
-    no autograd. Raises ValueError where dtypes or shapes do not fit; values are not looked at.
+    last one ends. ``coefficients_M`` says what each row from the first bag on counts, as `pool_coefficients` works it
+    out. Returns [B, K, D], zeros for an empty bag, in ``out_BKD`` if one is given: contiguous, and like coefficients of
+    the `read_dtype` of the weight, in which it is summed up. Gradients go back to the rows by `group_by_row` and
+    `pool_grads`; there is no autograd. Raises ValueError where dtypes or shapes do not fit; values are not looked at.
     """
     if rows_N.dtype != torch.int64 or offsets_KB1.dtype != torch.int64 or rows_N.dim() != 1 or offsets_KB1.dim() != 2:
         raise ValueError(
             f"rows are {rows_N.dtype} {list(rows_N.shape)}, offsets {offsets_KB1.dtype} {list(offsets_KB1.shape)}; "
             "give int64 [N] and int64 [K, B + 1]"
         )
-    if coefficients_M is not None and (coefficients_M.dtype != weight.dtype or coefficients_M.dim() != 1):
+    dtype = read_dtype(weight.dtype)
+    if coefficients_M is not None and (coefficients_M.dtype != dtype or coefficients_M.dim() != 1):
         raise ValueError(
-            f"coefficients are {coefficients_M.dtype} {list(coefficients_M.shape)}; give {weight.dtype} for each row"
+            f"coefficients are {coefficients_M.dtype} {list(coefficients_M.shape)}; give {dtype} for each row"
         )
     shape = offsets_KB1.shape[1] - 1, offsets_KB1.shape[0], weight.shape[1]
-    out = weight.new_empty(shape) if out_BKD is None else out_BKD
-    if out.shape != shape or out.dtype != weight.dtype or not out.is_contiguous():
-        raise ValueError(f"out is {out.dtype} {list(out.shape)}; give contiguous {weight.dtype} {list(shape)}")
+    out = weight.new_empty(shape, dtype=dtype) if out_BKD is None else out_BKD
+    if out.shape != shape or out.dtype != dtype or not out.is_contiguous():
+        raise ValueError(f"out is {out.dtype} {list(out.shape)}; give contiguous {dtype} {list(shape)}")
     if choose("gather_pool", weight.device) == "reference":
         return out.copy_(reference.gather_pool(weight, rows_N, offsets_KB1, coefficients_M))
     from triton_ops.gather_pool import cpu

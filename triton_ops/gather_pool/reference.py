@@ -11,10 +11,24 @@ from torch import Tensor
 
 from triton_ops.gather_pool.pooled_grad import PooledGrad
 
+_READ_AS = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.int8: torch.float32,
+    torch.int32: torch.int64,
+}
+
+
+def read_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What rows are read as, and summed in: float32 of bfloat16, float16, int8; int64 of int32; else what they are."""
+    return _READ_AS.get(dtype, dtype)
+
 
 def gather_pool(weight: Tensor, rows_N: Tensor, offsets_KB1: Tensor, coefficients_M: Tensor | None) -> Tensor:
     """See op.py."""
-    pooled = []
+    pooled, dtype = [], read_dtype(weight.dtype)
+    if weight.dtype != dtype:
+        weight, rows_N = weight[rows_N].to(dtype), torch.arange(len(rows_N), device=rows_N.device)
     for offsets_B1 in offsets_KB1:
         begin, end = int(offsets_B1[0]), int(offsets_B1[-1])
         shift = int(offsets_KB1[0, 0])
@@ -25,6 +39,9 @@ def gather_pool(weight: Tensor, rows_N: Tensor, offsets_KB1: Tensor, coefficient
 
 def sum_bags(weight: Tensor, rows_N: Tensor, offsets_B1: Tensor, coefficients_N: Tensor | None) -> Tensor:
     """The sums [B, D] of one feature's bags; unlike the others here it can be traced, for it looks at no number."""
+    if not weight.is_floating_point():  # of which torch has no bags
+        bag_N = bag_of_value(offsets_B1, rows_N.shape[0])
+        return weight.new_zeros(offsets_B1.shape[0] - 1, weight.shape[1]).index_add(0, bag_N, weight[rows_N])
     return F.embedding_bag(
         rows_N, weight, offsets_B1, mode="sum", include_last_offset=True, per_sample_weights=coefficients_N
     )

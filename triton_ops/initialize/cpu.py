@@ -8,6 +8,7 @@ import numpy as np
 from triton_ops.index.cpu import mix64
 from triton_ops.initialize.layout import CONSTANT, FAR_TAIL, GOLDEN, MIDDLE, TAIL, UNIFORM
 from triton_ops.jit import kernel
+from triton_ops.narrow import nearest
 from triton_ops.row_layout import GRANULE, ID
 
 
@@ -24,16 +25,17 @@ def initialize(weight: Any, state: Any, meta: Any, rows: Any, granule_table: Any
         start = mix64(mix64(meta[row, ID]) ^ keys[table])
         if kinds[table] == CONSTANT:
             for column in range(weight.shape[1]):
-                weight[row, column] = shift
+                weight[row, column] = nearest(weight, shift)
         elif kinds[table] == UNIFORM:
             for column in range(weight.shape[1]):
-                weight[row, column] = shift + np.float64(_word(start, column) >> np.uint64(40)) * 2.0**-24 * scale
+                drawn = np.float64(_word(start, column) >> np.uint64(40)) * 2.0**-24
+                weight[row, column] = nearest(weight, shift + drawn * scale)
         else:
             _draw_normal(start, table, parameters, quantiles, probabilities, tails)
             for column in range(weight.shape[1]):
-                weight[row, column] = shift + quantiles[column] * scale
+                weight[row, column] = nearest(weight, shift + quantiles[column] * scale)
         for column in range(state.shape[1]):
-            state[row, column] = states[table]
+            state[row, column] = nearest(state, states[table, column])
         for column in range(ID):
             meta[row, column] = 0
 

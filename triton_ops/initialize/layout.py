@@ -58,8 +58,8 @@ class FirstValue:
     seed: int
     table_hash: int
     """Tells tables of one seed apart: any 64-bit number that depends on the table's name alone."""
-    state: float = 0.0
-    """The first value of all optimizer state."""
+    state: Sequence[float] = ()
+    """The first value of each column of optimizer state."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class FirstValues:
     """float64 [T, 7]: shift and scale of what is drawn. For NORMAL what is drawn is a quantile: its sign, the lowest
     probability and the width of their range, and the bounds of quantiles before the sign."""
     states: np.ndarray
-    """float64 [T]: the first value of optimizer state."""
+    """float64 [T, W]: the first values of optimizer state."""
 
     @staticmethod
     def of(tables: Sequence[FirstValue]) -> "FirstValues":
@@ -84,7 +84,7 @@ class FirstValues:
             np.array([_KINDS[_check(table).kind] for table in tables], dtype=np.int64),
             np.array(keys, dtype=np.uint64),
             np.array([_parameters(table) for table in tables], dtype=np.float64).reshape(len(tables), 7),
-            np.array([table.state for table in tables], dtype=np.float64),
+            np.array([list(table.state) for table in tables], dtype=np.float64).reshape(len(tables), -1),
         )
 
 

@@ -19,7 +19,7 @@ def initialize(
     for table in table_U.unique().tolist():
         rows = rows_U[table_U == table]
         weight_RD[rows] = first_weights(meta_R4[rows, ID], weight_RD.shape[1], table, tables).to(weight_RD.dtype)
-        state_RW[rows] = float(tables.states[table])
+        state_RW[rows] = torch.from_numpy(tables.states[table]).to(state_RW.dtype)
         meta_R4[rows, :ID] = 0
 
 

@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 from recis_lightning.embedding.exchange import Exchange, owned_shards
 from recis_lightning.embedding.wire import PRECISIONS
 from recis_lightning.embedding.wire import Precision as TravelPrecision
+from recis_lightning.optim import unscale_rows
 from recis_lightning.ragged import Batch
 from recis_lightning.tables import DynamicTable
 from recis_lightning.training.callbacks import CommitLoader, EvictIds
@@ -223,13 +224,10 @@ class ShardedStrategy(DDPStrategy):
 
     @precision_plugin.setter
     def precision_plugin(self, precision: Precision | None) -> None:
-        if getattr(precision, "scaler", None) is not None:
-            raise MisconfigurationException(
-                "recis_sharded: gradients of rows know no loss scaler as yet, they would stay scaled; "
-                "write precision: bf16-mixed, which needs none"
-            )
         if precision is not None:
             _keep_batches(precision)
+        if (scaler := getattr(precision, "scaler", None)) is not None:
+            unscale_rows(scaler)
         self._precision_plugin = precision
 
     def setup(self, trainer: Trainer) -> None:

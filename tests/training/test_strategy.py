@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -77,13 +76,6 @@ def test_other_accelerators_are_refused() -> None:
 def test_checkpoint_plugins_that_know_no_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="AsyncCheckpointIO would not"):
         make_trainer(tmp_path, plugins=[AsyncCheckpointIO(TorchCheckpointIO())])
-
-
-@pytest.mark.trap
-def test_a_loss_scaler_that_would_miss_rows_is_refused(tmp_path: Path) -> None:
-    scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
-    with pytest.raises(MisconfigurationException, match="would stay scaled; write precision: bf16-mixed"):
-        make_trainer(tmp_path, plugins=[scaled])
 
 
 def test_the_process_group_needs_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,19 +208,28 @@ def _parsed_type(column: Column) -> pa.DataType:
 
 
 def _parse_strings(array: pa.Array, dtype: pa.DataType) -> tuple[pa.Array, bool]:
+    """The numbers that strings are, and whether some are none; these become null."""
     try:
-        return pc.cast(array, dtype), False
+        numbers = pc.cast(array, dtype)
     except pa.ArrowInvalid:
-        texts = array.to_pylist()
-        numbers = {text: _parse_string(text, dtype) for text in set(texts)}
-        return pa.array([numbers[text] for text in texts], dtype), True
+        pass
+    else:
+        if pa.types.is_integer(dtype) or not pc.any(pc.is_inf(numbers)).as_py():
+            return numbers, False
+    texts = array.to_pylist()
+    found = {text: _parse_string(text, dtype) for text in set(texts)}
+    has_bad = any(number is None and text is not None for text, number in found.items())
+    return pa.array([found[text] for text in texts], dtype), has_bad
 
 
 def _parse_string(text: str | None, dtype: pa.DataType) -> float | int | None:
     try:
-        return pc.cast(pa.scalar(text, pa.string()), dtype).as_py()
+        number = pc.cast(pa.scalar(text, pa.string()), dtype).as_py()
     except pa.ArrowInvalid:
         return None
+    # Arrow makes infinity of 1e400, too; meant is only what is written so.
+    is_too_large = isinstance(number, float) and math.isinf(number) and "inf" not in (text or "").lower()
+    return None if is_too_large else number
 
 
 def _values(array: pa.Array) -> NDArray[np.generic]:

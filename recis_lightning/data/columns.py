@@ -96,6 +96,26 @@ class Selection:
         nested = [column for column in self.id_lists + self.float_lists if column.layout == "nested_list"]
         return tuple(level for column in nested for level in levels_of(column))
 
+    @cached_property
+    def plain(self) -> frozenset[str]:
+        """The columns that files hold just as they are declared."""
+        made = ("timestamp", "decimal", "binary")
+        return frozenset(
+            column.name
+            for column in self.columns
+            if column.source is None and column.split is None and column.dtype not in made
+        )
+
+    @cached_property
+    def shaped(self) -> tuple[Column, ...]:
+        """The columns that are cut, or flattened."""
+        is_cut = (column.max_length is not None and column.tokenizer is None for column in self.columns)
+        return tuple(
+            column
+            for column, cut_too in zip(self.columns, is_cut, strict=True)
+            if cut_too or column.layout == "nested_list"
+        )
+
     @property
     def word_lists(self) -> tuple[Column, ...]:
         """All that is packed as lists of int64."""
@@ -133,24 +153,28 @@ def filler_of(column: Column) -> float | None:
     return None if isinstance(column.default, tuple) else column.default
 
 
-def extract_columns(batch: pa.RecordBatch, selection: Selection) -> pa.RecordBatch:
+def extract_columns(batch: pa.RecordBatch, selection: Selection) -> dict[str, pa.Array]:
     """A stripe's columns as they are declared: parts of structs, pairs and maps found, times counted, nothing cut."""
-    arrays = [extract(batch, column) for column in selection.columns]
-    return pa.RecordBatch.from_arrays(arrays, selection.names)
+    stored = dict(zip(batch.schema.names, batch.columns, strict=True))
+    plain = selection.plain
+    return {
+        column.name: stored[column.name] if column.name in plain else extract(batch, column)
+        for column in selection.columns
+    }
 
 
-def cut_columns(batch: pa.RecordBatch, selection: Selection) -> pa.RecordBatch:
+def cut_columns(arrays: Mapping[str, pa.Array], selection: Selection) -> dict[str, pa.Array]:
     """Lists cut to their lengths, and nested ones flattened, their levels beside them."""
-    arrays: dict[str, pa.Array] = {}
-    for column in selection.columns:
-        array = batch.column(column.name)
-        if column.max_length is not None and column.tokenizer is None:
+    found = dict(arrays)
+    for column in selection.shaped:
+        array = found[column.name]
+        if column.max_length is not None:
             array = cut(array, column.max_length, column.keep)
         if column.layout == "nested_list":
             *levels, array = flatten(array, column.levels)
-            arrays |= {level.name: lengths for level, lengths in zip(levels_of(column), levels, strict=True)}
-        arrays[column.name] = array
-    return pa.RecordBatch.from_arrays([*arrays.values()], [*arrays])
+            found |= {level.name: lengths for level, lengths in zip(levels_of(column), levels, strict=True)}
+        found[column.name] = array
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- Arrow arrays to buffers

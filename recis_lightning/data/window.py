@@ -3,7 +3,7 @@
 R rows of the block, I id columns, F dense columns, L list columns of one dtype, D numbers of a vector
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -144,18 +144,18 @@ class Packing:
     def add(self, index: int, batch: pa.RecordBatch) -> None:
         """Put the rows of a piece, which lie in this stripe, where they belong."""
         rows = self._rows[index]
-        batch = extract_columns(batch, self._selection)
-        self._compare_weights(batch, rows)  # before they are cut, which would hide it
-        batch = cut_columns(batch, self._selection)
+        arrays = extract_columns(batch, self._selection)
+        self._compare_weights(arrays, rows)  # before they are cut, which would hide it
+        arrays = cut_columns(arrays, self._selection)
         for number, column in enumerate(self._selection.ids):
-            self._place_ids(batch, rows, column, number)
+            self._place_ids(arrays, rows, column, number)
         for number, column in enumerate(self._selection.dense):
-            self._place_dense(batch, rows, column, number)
+            self._place_dense(arrays, rows, column, number)
         for column, target_RD in zip(self._selection.vectors, self._vectors, strict=True):
-            self._place_vectors(batch, rows, column, target_RD)
+            self._place_vectors(arrays, rows, column, target_RD)
         for lists in self._lists:
             for number, column in enumerate(lists.columns):
-                self._place_lists(batch, rows, column, lists, number)
+                self._place_lists(arrays, rows, column, lists, number)
 
     def fail(self, index: int, error: DataError) -> None:
         """A piece can't be read: an error for the first batch that needs it, those before can still be had."""
@@ -190,8 +190,8 @@ class Packing:
             lists.leave_out(keep_R)
         return np.concatenate([[0], np.cumsum(keep_R)])
 
-    def _place_ids(self, batch: pa.RecordBatch, rows: _Rows, column: Column, number: int) -> None:
-        source, has_bad_strings = _buffers_of(batch, column)
+    def _place_ids(self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, number: int) -> None:
+        source, has_bad_strings = _buffers_of(arrays, column)
         target, present = self._ids_IR[number], self._present_IR[number]
         if self._take_as_it_lies(source, rows, target.dtype, self._ids_I, number):
             return
@@ -203,22 +203,22 @@ class Packing:
         scan = self._pack.place_singles(source, rows.rows, rows.places, target, present, filler_of(column))
         if scan.missing and column.default is None:
             self._misses_I[number] = True
-        self._note_faults(batch, rows, column, scan.long > 0, has_bad_strings)
+        self._note_faults(arrays, rows, column, scan.long > 0, has_bad_strings)
 
-    def _place_dense(self, batch: pa.RecordBatch, rows: _Rows, column: Column, number: int) -> None:
-        source, has_bad_strings = _buffers_of(batch, column)
+    def _place_dense(self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, number: int) -> None:
+        source, has_bad_strings = _buffers_of(arrays, column)
         target = self._dense_FR[number]
         if self._take_as_it_lies(source, rows, target.dtype, self._dense_F, number):
             return
         scan = self._pack.place_singles(source, rows.rows, rows.places, target, _NO_FLAGS, filler_of(column))
         is_missing = scan.missing > 0 and column.default is None
-        self._note_faults(batch, rows, column, is_missing or scan.unfit > 0 or scan.long > 0, has_bad_strings)
+        self._note_faults(arrays, rows, column, is_missing or scan.unfit > 0 or scan.long > 0, has_bad_strings)
 
     def _place_vectors(
-        self, batch: pa.RecordBatch, rows: _Rows, column: Column, target_RD: NDArray[np.float32]
+        self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, target_RD: NDArray[np.float32]
     ) -> None:
-        source, has_bad_strings = to_list_buffers(batch.column(column.name), column)
-        lengths, dim = lengths_of(batch.column(column.name))[rows.rows], target_RD.shape[1]
+        source, has_bad_strings = to_list_buffers(arrays[column.name], column)
+        lengths, dim = lengths_of(arrays[column.name])[rows.rows], target_RD.shape[1]
         # What is of another length is left out: it would be written over others.
         whole, offsets = lengths == dim, np.arange(0, target_RD.size + 1, dim)
         default = filler_of(column)
@@ -229,7 +229,7 @@ class Packing:
             target_RD[rows.places[~whole]] = column.default if column.default is not None else 0
         is_short = bool((lengths[~whole] > 0).any()) or (column.default is None and not whole.all())
         are_certain = is_short or scan.unfit > 0 or (scan.missing > 0 and default is None)
-        self._note_faults(batch, rows, column, are_certain, has_bad_strings)
+        self._note_faults(arrays, rows, column, are_certain, has_bad_strings)
 
     def _take_as_it_lies(
         self,
@@ -247,12 +247,12 @@ class Packing:
         return True
 
     def _place_lists(
-        self, batch: pa.RecordBatch, rows: _Rows, column: Column, lists: "_ListPacking", number: int
+        self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, lists: "_ListPacking", number: int
     ) -> None:
-        source, has_bad_strings = to_list_buffers(batch.column(column.name), column)
+        source, has_bad_strings = to_list_buffers(arrays[column.name], column)
         has_faults = lists.add(number, source, rows)
         is_long = column.layout == "optional_list" and bool((lists.lengths(number)[rows.places] > 1).any())
-        self._note_faults(batch, rows, column, is_long, has_bad_strings or has_faults)
+        self._note_faults(arrays, rows, column, is_long, has_bad_strings or has_faults)
 
     # -------------------------------------------------------------------------------------------------------- problems
 
@@ -263,12 +263,12 @@ class Packing:
                 self._problem = Problem(place, error)
 
     def _note_faults(
-        self, batch: pa.RecordBatch, rows: _Rows, column: Column, are_certain: bool, are_possible: bool
+        self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, are_certain: bool, are_possible: bool
     ) -> None:
         """Look for the first row with a fault, the slow way; where faults are but possible, others may have them."""
         if not (are_certain or are_possible):
             return
-        array = batch.column(column.name)
+        array = arrays[column.name]
         for row, place in zip(rows.rows.tolist(), rows.places.tolist(), strict=True):
             fault = find_fault(array[row].as_py(), column, self._selection)
             if fault is not None:
@@ -283,10 +283,10 @@ class Packing:
         role = self._selection.roles[column.name]
         self._note(place, DataError(f"{where}: column '{column.name}', {role}, {fault}"))
 
-    def _compare_weights(self, batch: pa.RecordBatch, rows: _Rows) -> None:
+    def _compare_weights(self, arrays: Mapping[str, pa.Array], rows: _Rows) -> None:
         """Every row needs as many weights as ids."""
         for ids, weights in self._selection.weights:
-            left, right = batch.column(ids), batch.column(weights)
+            left, right = arrays[ids], arrays[weights]
             wrong = np.flatnonzero(find_unequal(left, right)[rows.rows])
             if not len(wrong):
                 continue
@@ -352,6 +352,6 @@ def _addresses(array: NDArray[Any]) -> NDArray[np.int64]:
     return array.ctypes.data + array.strides[0] * np.arange(len(array), dtype=np.int64)
 
 
-def _buffers_of(batch: pa.RecordBatch, column: Column) -> tuple[types.Column | ListColumn, bool]:
+def _buffers_of(arrays: Mapping[str, pa.Array], column: Column) -> tuple[types.Column | ListColumn, bool]:
     to_column = to_buffers if column.layout == "scalar" else to_list_buffers
-    return to_column(batch.column(column.name), column)
+    return to_column(arrays[column.name], column)

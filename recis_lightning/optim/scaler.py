@@ -1,7 +1,6 @@
 """Loss scalers that know of gradients of rows."""
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from recis_lightning.optim.composite import CompositeOptimizer
@@ -23,8 +22,6 @@ def unscale_rows(scaler: torch.amp.GradScaler) -> None:
             cpu = torch.device("cpu")
             overflow = found.get(cpu, torch.zeros((), dtype=torch.float32)).clone()
             optimizer.sparse.unscale_(inv_scale.to(cpu), overflow)
-            if dist.is_initialized() and dist.get_world_size() > 1:
-                dist.all_reduce(overflow, dist.ReduceOp.MAX)
             found[cpu] = overflow
         return found
 

@@ -8,6 +8,8 @@ recis text train-tokenizer DATA --column C --out FILE          train a tokenizer
 recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors of items
 recis tables inspect PATH                                      what the tables of a checkpoint hold
 recis features plan | fit --config recipe.yaml                 show how transforms run, and fit them to data
+recis data inspect DIR [--out recipe.yaml]                     what files hold, and a recipe to start from
+recis data stats DIR [--html FILE]                             quantiles, commonest values, plots
 recis data convert FILE ... --out FOLDER                       CSV, JSON lines, Parquet, public data sets into ORC
 recis data convert-fg FG.json [MC.json]                        the schema of RecIS's feature configuration
 recis export --config recipe.yaml --ckpt x.ckpt --out FOLDER   files that score without this package
@@ -32,7 +34,7 @@ STAGES = {
     "predict": "score data with a checkpoint",
 }
 COMMANDS = STAGES | {
-    "data": "make data (synth), convert them (convert), split them (hold-out), read RecIS's configuration (convert-fg)",
+    "data": "make, inspect, convert and split data, read RecIS's feature configuration (recis data --help)",
     "text": "train a tokenizer (train-tokenizer), and write item vectors (export-vectors)",
     "tables": "look into tables (inspect)",
     "features": "show the plan of a recipe's transforms, or fit them to data (recis features plan | fit)",
@@ -124,6 +126,8 @@ def run_data(arguments: list[str]) -> int:
         convert_command,
         convert_files_command,
         hold_out_command,
+        inspect_command,
+        stats_command,
         synth_command,
     )
     from recis_lightning.data.convert_fg import FgError
@@ -142,6 +146,12 @@ def run_data(arguments: list[str]) -> int:
     verify = commands.add_parser("verify", help="read all files and hold them against their checksums")
     checksums_command.add_arguments(verify)
     verify.set_defaults(run=checksums_command.run_verify)
+    inspect = commands.add_parser("inspect", help="what files hold, and a recipe to start from")
+    inspect_command.add_arguments(inspect)
+    inspect.set_defaults(run=inspect_command.run)
+    stats = commands.add_parser("stats", help="quantiles and commonest values of columns, a page with plots")
+    stats_command.add_arguments(stats)
+    stats.set_defaults(run=stats_command.run)
     files = commands.add_parser("convert", help="CSV, TSV, JSON lines, Parquet, Criteo, MovieLens, Amazon into ORC")
     convert_files_command.add_arguments(files)
     files.set_defaults(run=convert_files_command.run)

@@ -16,9 +16,10 @@ from recis_lightning.data.columns import Selection
 from recis_lightning.data.days import Day, split_days
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.kept import KeptRows, find_unknown
-from recis_lightning.data.loader import OrcLoader
+from recis_lightning.data.loader import OrcLoader, default_read_threads
 from recis_lightning.data.manifest import Manifest, Paths, expand_variables, read_manifest
 from recis_lightning.data.plan import EpochPlan, Order
+from recis_lightning.data.row_filter import RowFilter, apply_filter
 from recis_lightning.data.stream import Skips
 from recis_lightning.data.tokens import find_tokenizer_problems
 from recis_lightning.schema import Schema
@@ -65,6 +66,7 @@ class OrcDataModule(LightningDataModule):
         skip_limit: int = 10,
         drop_last: bool = False,
         keep: Sequence[str] = (),
+        filter: Sequence[Sequence[Any]] = (),
     ) -> None:
         """
         Args:
@@ -97,6 +99,9 @@ class OrcDataModule(LightningDataModule):
             drop_last: Leave the last training batch out where it is not full.
             keep: Columns of the predict files, of the schema or not, that stand beside the scores where predictions are
                 written: keys, labels.
+            filter: Conditions that rows to train, validate and test on must all meet: [[label, ">=", 0],
+                [country, in, [de, fr]], [user_id, is not null]]. They are counted before the first batch, so that
+                length, order and resuming are those of the rows kept. Every row of predict is scored.
         """
         super().__init__()
         self._schema = _read_schema(schema)
@@ -125,6 +130,7 @@ class OrcDataModule(LightningDataModule):
             raise DataError(f"on_corrupt is {on_corrupt!r}; write error or skip_stripe")
         self._skip_limit = skip_limit if on_corrupt == "skip_stripe" else None
         self._checks: dict[Source, Checks] = {}
+        self._filter = RowFilter.parse(filter)
         self._manifests: dict[Source, Manifest] = {}
         self._loaders: list[OrcLoader] = []
         self._day_loaders: dict[Source, OrcLoader] = {}
@@ -189,9 +195,18 @@ class OrcDataModule(LightningDataModule):
         columns = self._selection(source).columns
         problems += [*find_mismatches(manifest, columns), *find_tokenizer_problems(columns)]
         problems += find_unknown(manifest, self._keep) if source == "predict" else []
+        if self._filter is not None and source != "predict":
+            problems += self._filter.find_problems(manifest)
+            if not problems and manifest.files:
+                return self._filter_rows(source, manifest, self._filter)
         if not manifest.files and not problems:
             problems.append(f"no file of {paths} has any row; write the data again, or name other files")
         return manifest, problems
+
+    def _filter_rows(self, source: Source, manifest: Manifest, row_filter: RowFilter) -> tuple[Manifest, list[str]]:
+        kept = apply_filter(manifest, row_filter, self._read_threads or default_read_threads())
+        log.info("%s: the filter keeps %d of %d rows (%s)", source, kept.rows, manifest.rows, row_filter)
+        return kept, [] if kept.rows else [f"the filter keeps none of {manifest.rows} rows ({row_filter}); relax it"]
 
     def _selection(self, source: Source) -> Selection:
         return Selection.of(self._schema, labels=source != "predict")

@@ -85,6 +85,8 @@ class OrcLoader:
             **({} if day is None else {"day": day}),
         }
         self._contents = manifest.contents if len(manifest.files) <= FILES_IN_STATE else None
+        if manifest.row_filter is not None:
+            self._identity["filter"] = str(manifest.row_filter)
         # Kept from epoch to epoch, with the memory they use again.
         self._windows, self._packer = WindowPacker(manifest, selection), BatchPacker(selection)
         self._first_epoch, self._epoch_limit = first_epoch, epoch_limit

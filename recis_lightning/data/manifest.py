@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,15 @@ from numpy.typing import NDArray
 from pyarrow import orc
 
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.formats import SUFFIXES, Format, StripeEntry, format_of, plain_type, read_parquet_tail
+from recis_lightning.data.formats import (
+    SUFFIXES,
+    Format,
+    StripeEntry,
+    format_of,
+    plain_type,
+    read_parquet_tail,
+    read_stripe,
+)
 from recis_lightning.data.storage import is_remote, list_files, open_input, read_range, size_of
 from recis_lightning.paths import expand_path
 
@@ -37,15 +46,28 @@ class OrcFile:
     """First byte and number of bytes of each stripe, where the tail tells them."""
 
 
+class Filter(Protocol):
+    """What leaves rows of stripes out: `row_filter.RowFilter`."""
+
+    def file_columns(self, types: Mapping[str, Any]) -> list[str]: ...
+
+    def mask(self, batch: pa.RecordBatch) -> pa.Array: ...
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The files of a data set in their order, with every stripe addressable by one number in [0, S)."""
 
     files: tuple[OrcFile, ...]
+    kept_rows: tuple[int, ...] | None = None
+    """How many rows of each stripe a filter keeps."""
+    row_filter: Filter | None = None
 
     @cached_property
     def stripe_rows(self) -> NDArray[np.int64]:
-        """Rows of each stripe, int64 [S]."""
+        """Rows of each stripe that are read, int64 [S]."""
+        if self.kept_rows is not None:
+            return np.array(self.kept_rows, np.int64)
         return np.array([rows for file in self.files for rows in file.stripe_rows], np.int64)
 
     @cached_property
@@ -64,6 +86,10 @@ class Manifest:
     def describe_row(self, stripe: int, row: int) -> str:
         """Where a row of a stripe lies, for messages: `a.orc, stripe 1, row 12 (row 5012 of the file)`."""
         file, index = self.locate(stripe)
+        if self.row_filter is not None:  # read once more, since rows are counted without those left out
+            columns = self.row_filter.file_columns(file.columns)
+            mask = self.row_filter.mask(read_stripe(file.path, file.format, index, columns))
+            row = int(np.flatnonzero(mask.to_numpy(zero_copy_only=False))[row])
         return f"{file.path}, stripe {index}, row {row} (row {sum(file.stripe_rows[:index]) + row} of the file)"
 
     def describe_rows(self, stripe: int, first: int, last: int) -> str:
@@ -77,6 +103,8 @@ class Manifest:
         digest = hashlib.sha256()
         for name, file in zip(self.names, self.files, strict=True):
             digest.update(f"{name}|{file.nbytes}|{file.stripe_rows}\n".encode())
+        if self.row_filter is not None:
+            digest.update(f"{self.row_filter}|{self.kept_rows}".encode())
         return digest.hexdigest()[:16]
 
     @cached_property

@@ -46,7 +46,7 @@ def file_column(column: Column, names: Mapping[str, object]) -> tuple[str, tuple
 def extract(batch: pa.RecordBatch, column: Column) -> pa.Array:
     """A declared column's values: of its layout and plain types, timestamps as int64 in its unit, nothing cut yet."""
     name, parts = file_column(column, dict.fromkeys(batch.schema.names))
-    array = _follow(batch.column(name), parts, column)
+    array = _follow(batch.column(name), parts, column.split)
     if column.dtype == "binary":
         return _bytes_as_lists(array)
     return _to_plain(array, column)
@@ -81,22 +81,27 @@ def _field_index(dtype: pa.StructType, name: str) -> int:
     return index
 
 
-def _follow(array: pa.Array, parts: tuple[str, ...], column: Column) -> pa.Array:
+def follow(array: pa.Array, parts: tuple[str, ...]) -> pa.Array:
+    """The part of an array that a source leads to: structs {age: 3} and (age,) -> 3."""
+    return _follow(array, parts, None)
+
+
+def _follow(array: pa.Array, parts: tuple[str, ...], split: str | None) -> pa.Array:
     dtype = array.type
     if pa.types.is_string(dtype):
-        if column.split is not None:
-            array = _split(array, column.split)
+        if split is not None:
+            array = _split(array, split)
         return _follow_pairs(array, parts[0]) if parts else array
     if not parts:
         return array
     if pa.types.is_map(dtype):
         child = array.keys if parts[0] == KEY else array.items
-        return _as_list(array, _follow(child, parts[1:], column))
+        return _as_list(array, _follow(child, parts[1:], split))
     if pa.types.is_list(dtype):
-        return _as_list(array, _follow(array.values, parts, column))
+        return _as_list(array, _follow(array.values, parts, split))
     index = _field_index(dtype, parts[0])
     # Flattened, since a field's own array holds leftovers where the whole struct is null.
-    return _follow(array.flatten()[index], parts[1:], column)
+    return _follow(array.flatten()[index], parts[1:], split)
 
 
 def _as_list(array: pa.Array, values: pa.Array) -> pa.ListArray:

@@ -57,8 +57,10 @@ class StripeReader:
         file, index = self.manifest.locate(stripe)
         if self._checks is not None:
             self._checks.check(stripe)
+        row_filter = self.manifest.row_filter
+        more = [] if row_filter is None else row_filter.file_columns(file.columns)
         try:
-            batch = read_stripe(file.path, file.format, index, self._names)
+            batch = read_stripe(file.path, file.format, index, list(dict.fromkeys([*self._names, *more])))
         except (OSError, pa.ArrowException) as error:
             where = self.manifest.describe_rows(stripe, 0, file.stripe_rows[index])
             raise CorruptStripe(f"{where}: can't be decoded ({error}); copy or write the file again") from error
@@ -67,4 +69,4 @@ class StripeReader:
                 f"{file.path}, stripe {index}: has {batch.num_rows} rows, had {file.stripe_rows[index]} when the run "
                 "began; leave files alone while they are read"
             )
-        return batch
+        return batch if row_filter is None else batch.filter(row_filter.mask(batch)).select(self._names)

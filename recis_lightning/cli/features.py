@@ -7,7 +7,7 @@ recis features fit --config recipe.yaml                  means, quantiles, vocab
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ def _plan(args: argparse.Namespace) -> int:
 def _fit(args: argparse.Namespace) -> int:
     schema, data = read_recipe(args.config)
     train = args.train or data.get("train")
+    if isinstance(train, Mapping):  # several sources: all their rows
+        train = [path for paths in train.values() for path in ([paths] if isinstance(paths, str) else paths)]
     if train is None:
         raise SchemaError([f"{args.config} names no data.train to fit to; write it there, or give --train"])
     if not any(True for _ in find_unfitted(schema.features)):
         raise SchemaError([f"{args.config} has no transform to fit: all have their numbers"])
     out = args.out or args.config.with_suffix(".fits.json")
-    numbers, rows = fit(schema, train, Console())
+    numbers, rows = fit(schema, train, Console(), data.get("filter") or ())
     content = {"format": FIT_FORMAT, "version": version_of(numbers), "rows": rows, "train": train, "features": numbers}
     write_json(out, content)
     print(f"{sum(map(len, numbers.values()))} transforms fitted to {rows} rows, version {content['version']}: {out}")
@@ -62,8 +64,10 @@ def _fit(args: argparse.Namespace) -> int:
     return 0
 
 
-def fit(schema: Schema, train: Any, console: Console) -> tuple[dict[str, dict[str, Any]], int]:
-    """Numbers of all transforms that lack them, and the rows they are from: one pass over the data.
+def fit(
+    schema: Schema, train: Any, console: Console, filter: Sequence[Sequence[Any]] = ()
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Numbers of all transforms that lack them, and the rows they are from: one pass over the rows that training keeps.
 
     Transforms that come behind other fitted ones take another pass.
     """
@@ -71,9 +75,11 @@ def fit(schema: Schema, train: Any, console: Console) -> tuple[dict[str, dict[st
     rows = 0
     while True:
         fitting, rows = Fitting(schema), 0
-        data = OrcDataModule(schema, predict=train, batch_size=BATCH)
-        data.setup("predict")
-        loader = data.predict_dataloader()
+        # As validation, where rows are left out as for training; else labels may be missing.
+        stage, source = ("validate", "validation") if filter else ("predict", "predict")
+        data = OrcDataModule(schema, **{source: train}, filter=filter, batch_size=BATCH)
+        data.setup(stage)
+        loader: Any = data.val_dataloader() if filter else data.predict_dataloader()
         try:
             with progress(console, "fitting", loader.manifest.rows) as on_rows:
                 for batch in _batches(loader):
@@ -81,7 +87,7 @@ def fit(schema: Schema, train: Any, console: Console) -> tuple[dict[str, dict[st
                     rows += batch.size
                     on_rows(batch.size)
         finally:
-            data.teardown("predict")
+            data.teardown(stage)
         try:
             found = fitting.finish()
         except ValueError as error:

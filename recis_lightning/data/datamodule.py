@@ -18,6 +18,7 @@ from recis_lightning.data.errors import DataError
 from recis_lightning.data.kept import KeptRows, find_unknown
 from recis_lightning.data.loader import OrcLoader, default_read_threads
 from recis_lightning.data.manifest import Manifest, Paths, expand_variables, read_manifest
+from recis_lightning.data.mixing import ChainedLoader, MixedLoader, Until, share_out
 from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.data.row_filter import RowFilter, apply_filter
 from recis_lightning.data.stream import Skips
@@ -26,6 +27,7 @@ from recis_lightning.schema import Schema
 
 log = logging.getLogger(__name__)
 
+NamedPaths = Mapping[str, Sequence[str] | str]  # in this order: a list would be read as a string otherwise
 Source = Literal["train", "validation", "test", "predict"]
 _SOURCES: dict[str | None, tuple[Source, ...]] = {
     "fit": ("train", "validation"),
@@ -48,9 +50,9 @@ class OrcDataModule(LightningDataModule):
     def __init__(
         self,
         schema: Schema | Mapping[str, Any] | str | os.PathLike[str],
-        train: Paths | None = None,
-        validation: Paths | None = None,
-        test: Paths | None = None,
+        train: NamedPaths | Paths | None = None,
+        validation: NamedPaths | Paths | None = None,
+        test: NamedPaths | Paths | None = None,
         predict: Paths | None = None,
         days: Paths | None = None,
         batch_size: int = 4096,
@@ -67,6 +69,8 @@ class OrcDataModule(LightningDataModule):
         drop_last: bool = False,
         keep: Sequence[str] = (),
         filter: Sequence[Sequence[Any]] = (),
+        mix: Mapping[str, float] | None = None,
+        mix_until: Until = "longest",
     ) -> None:
         """
         Args:
@@ -102,10 +106,13 @@ class OrcDataModule(LightningDataModule):
             filter: Conditions that rows to train, validate and test on must all meet: [[label, ">=", 0],
                 [country, in, [de, fr]], [user_id, is not null]]. They are counted before the first batch, so that
                 length, order and resuming are those of the rows kept. Every row of predict is scored.
+            mix: Weights of the sources of a train that names several ({ads: log/ads, feed: log/feed}): what share of
+                every batch each gets; equal ones where none are given.
+            mix_until: Which source an epoch of a mix ends with: the longest (others begin anew), or the shortest.
         """
         super().__init__()
         self._schema = _read_schema(schema)
-        self._paths: dict[Source, Paths | None] = {
+        self._paths: dict[Source, Paths | NamedPaths | None] = {
             "train": train,
             "validation": validation,
             "test": test,
@@ -129,15 +136,27 @@ class OrcDataModule(LightningDataModule):
         if on_corrupt not in ("error", "skip_stripe"):
             raise DataError(f"on_corrupt is {on_corrupt!r}; write error or skip_stripe")
         self._skip_limit = skip_limit if on_corrupt == "skip_stripe" else None
-        self._checks: dict[Source, Checks] = {}
+        self._checks: dict[str, Checks] = {}
         self._filter = RowFilter.parse(filter)
-        self._manifests: dict[Source, Manifest] = {}
+        self._mix, self._mix_until = mix, mix_until
+        self._check_mix()
+        self._manifests: dict[str, Manifest] = {}
         self._loaders: list[OrcLoader] = []
         self._day_loaders: dict[Source, OrcLoader] = {}
 
     @property
     def schema(self) -> Schema:
         return self._schema
+
+    def _check_mix(self) -> None:
+        names, until = self._names("train"), self._mix_until
+        if until not in ("longest", "shortest"):
+            raise DataError(f"mix_until is {until!r}; write longest or shortest")
+        if self._mix is not None and set(self._mix) != set(names):
+            raise DataError(
+                f"mix has weights for {', '.join(self._mix)}, train names {', '.join(names) or 'no sources'}; "
+                "give train as a mapping of names to paths, and a weight for each"
+            )
 
     # ------------------------------------------------------------------------------------------------- before training
 
@@ -151,13 +170,14 @@ class OrcDataModule(LightningDataModule):
         if self._days is not None and stage in ("fit", None):
             problems += self._set_up_days(self._days)
         for source in _SOURCES[stage]:
-            paths = self._paths[source]
-            if paths is not None and source not in self._manifests:
+            for key, paths in self._parts(source).items():
+                if key in self._manifests:
+                    continue
                 manifest, found = self._open(source, paths)
-                problems += [f"{source}: {problem}" for problem in found]
-                self._manifests[source] = manifest
-                self._checks[source] = Checks(manifest, self._verify)
-                problems += [f"{source}: {problem}" for problem in self._checks[source].find_problems()]
+                problems += [f"{key}: {problem}" for problem in found]
+                self._manifests[key] = manifest
+                self._checks[key] = Checks(manifest, self._verify)
+                problems += [f"{key}: {problem}" for problem in self._checks[key].find_problems()]
         if problems:
             self._manifests.clear()
             raise DataError(problems)
@@ -190,6 +210,13 @@ class OrcDataModule(LightningDataModule):
         self._manifests[source], self._checks[source] = day.manifest, self._day_checks[day.name]
         return day
 
+    def _parts(self, source: Source) -> dict[str, Paths]:
+        """The paths of a source; of several that are mixed each by its name: train/ads."""
+        paths = self._paths[source]
+        if isinstance(paths, Mapping):
+            return {f"{source}/{name}": its for name, its in paths.items()}
+        return {} if paths is None else {source: paths}
+
     def _open(self, source: Source, paths: Paths) -> tuple[Manifest, list[str]]:
         manifest, problems = read_manifest(paths)
         columns = self._selection(source).columns
@@ -213,38 +240,61 @@ class OrcDataModule(LightningDataModule):
 
     # --------------------------------------------------------------------------------------------------------- loaders
 
-    def train_dataloader(self) -> OrcLoader:
+    def train_dataloader(self) -> OrcLoader | MixedLoader:
         order = self._order
         if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             order = replace(order, shuffle=False)  # the same batches in every epoch
-        loader = self._load("train", order)
+        names = self._names("train")
+        if not names:
+            return self._load_train("train", order, self._epochs_of_trainer())
+        shares = share_out(self._mix or dict.fromkeys(names, 1.0), order.batch_size, order.streams)
+        log.info("train: a batch holds %s", ", ".join(f"{rows} rows of {name}" for name, rows in shares.items()))
+        loaders = {
+            name: self._load_train(f"train/{name}", replace(order, batch_size=shares[name]), {}) for name in names
+        }
+        return MixedLoader(loaders, self._mix_until, **self._epochs_of_trainer())
+
+    def _load_train(self, key: str, order: Order, epochs: dict[str, Any]) -> OrcLoader:
+        loader = self._load("train", key, order, epochs)
         plan, streams = EpochPlan(loader.manifest.stripe_rows, order, 0), order.streams_of(*self._place())
         if (factor := plan.over_decode(streams)) > 1.2:
             log.info(
-                "train: %d stripes in %d streams: %.1f rows are decoded for each that is used, where stripes on the "
+                "%s: %d stripes in %d streams: %.1f rows are decoded for each that is used, where stripes on the "
                 "borders of streams can't be kept; smaller stripes, or fewer streams, make it less",
+                key,
                 len(loader.manifest.stripe_rows),
                 order.streams,
                 factor,
             )
         if order.drop_last:
-            rows, kept = loader.manifest.rows, len(loader) * self._order.batch_size
+            rows, kept = loader.manifest.rows, len(loader) * order.batch_size
             if not kept:
                 raise DataError(
-                    f"train: {rows} rows do not fill one batch of {self._order.batch_size}, and drop_last drops the "
+                    f"{key}: {rows} rows do not fill one batch of {order.batch_size}, and drop_last drops the "
                     "last; set a smaller batch_size, or drop_last=False"
                 )
-            log.info("train: drop_last leaves out %d of %d rows an epoch", rows - kept, rows)
+            log.info("%s: drop_last leaves out %d of %d rows an epoch", key, rows - kept, rows)
         return loader
 
-    def val_dataloader(self) -> OrcLoader:
-        return self._load("validation")
+    def _names(self, source: Source) -> list[str]:
+        """What the sources of a mix are called; none where there is one."""
+        paths = self._paths[source]
+        return list(paths) if isinstance(paths, Mapping) else []
 
-    def test_dataloader(self) -> OrcLoader:
-        return self._load("test")
+    def val_dataloader(self) -> OrcLoader | ChainedLoader:
+        return self._evaluate("validation")
+
+    def test_dataloader(self) -> OrcLoader | ChainedLoader:
+        return self._evaluate("test")
+
+    def _evaluate(self, source: Source) -> OrcLoader | ChainedLoader:
+        names = self._names(source)
+        if not names:
+            return self._load(source, source)
+        return ChainedLoader({name: self._load(source, f"{source}/{name}") for name in names})
 
     def predict_dataloader(self) -> OrcLoader:
-        return self._load("predict")
+        return self._load("predict", "predict")
 
     def kept_rows(self) -> KeptRows:
         """The columns to keep of this rank's predict rows, batch by batch."""
@@ -252,17 +302,19 @@ class OrcDataModule(LightningDataModule):
         order = self._evaluation_order(world_size)
         return KeptRows(self._manifests["predict"], self._keep, order, order.streams_of(rank, world_size))
 
-    def _load(self, source: Source, order: Order | None = None) -> OrcLoader:
+    def _load(
+        self, source: Source, key: str, order: Order | None = None, epochs: dict[str, Any] | None = None
+    ) -> OrcLoader:
         day = self._take_day(source) if source in ("train", "validation") else None
         if self._paths[source] is None and day is None:
             given = ", ".join(name for name, paths in self._paths.items() if paths is not None) or "none"
             raise DataError(f"there are no data for {source}, only for: {given}; give {source}=<folder>")
-        if source not in self._manifests:
+        if key not in self._manifests:
             raise RuntimeError(f"the {source} data are not read yet; call setup() first, as a Trainer does")
         rank, world_size = self._place()
         training = order is not None
         loader = OrcLoader(
-            self._manifests[source],
+            self._manifests[key],
             self._selection(source),
             order or self._evaluation_order(world_size),
             rank=rank,
@@ -270,11 +322,11 @@ class OrcDataModule(LightningDataModule):
             read_threads=self._read_threads,
             prefetch=self._prefetch,
             prefetch_bytes=self._prefetch_bytes,
-            checks=self._checks[source],
+            checks=self._checks[key],
             day=None if day is None else day.name,
             skip_limit=self._skip_limit if training else None,
             on_skips=self._log_skips if training else lambda skips: None,
-            **self._epochs_of_trainer() if training else {},
+            **(epochs or {}),
         )
         if day is not None and source in self._day_loaders:
             past = self._day_loaders.pop(source)

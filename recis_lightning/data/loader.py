@@ -99,6 +99,16 @@ class OrcLoader:
         """Batches of an epoch, the same for every rank and epoch."""
         return self.order.steps(self.manifest.rows)
 
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What a saved place belongs to: settings of the order, and what tells the files."""
+        return self._identity
+
+    def iterate(self, epoch: int, step: int) -> Iterator[Batch]:
+        """The batches of an epoch from a step on."""
+        self._resume = (epoch, step)
+        return iter(self)
+
     def __iter__(self) -> Iterator[Batch]:
         self.close()
         iterator = _Batches(self._start, self._tell_skips)
@@ -165,6 +175,12 @@ class OrcLoader:
         """Go on at a saved place with the next iteration; DataError where files or order are no longer the same."""
         if self._is_day_before(state):
             return
+        self.check_identity(state)
+        self._resume = (int(state["epoch"]), int(state["step"]))
+        self._committed = dict(state)
+
+    def check_identity(self, state: Mapping[str, Any], of: str = "") -> None:
+        """DataError with what differs, where a place was saved over other files or in another order of them."""
         differences = [
             f"{name} was {state.get(name)}, is {value}"
             for name, value in self._identity.items()
@@ -172,12 +188,10 @@ class OrcLoader:
         ]
         if differences:
             raise DataError(
-                f"the saved position belongs to other data or another order of them: {'; '.join(differences)}"
+                f"the saved position {of}belongs to other data or another order of them: {'; '.join(differences)}"
                 f"{self._describe_change(state.get('contents'))}; train on the same files with the same settings, or "
                 "start without the saved position"
             )
-        self._resume = (int(state["epoch"]), int(state["step"]))
-        self._committed = dict(state)
 
     def _is_day_before(self, state: Mapping[str, Any]) -> bool:
         """Whether a state is the end of another day, behind which this one begins, in an order of the same settings."""

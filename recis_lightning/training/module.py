@@ -48,6 +48,7 @@ from recis_lightning.training.objectives import (
     targets_of,
 )
 from recis_lightning.training.schedules import DeclaredSchedules
+from recis_lightning.training.sources import SourceMetrics, losses_by_source
 from recis_lightning.training.strategy import ShardedStrategy
 from recis_lightning.training.towers import TowerReport, parameter_groups, schedules_of
 from triton_ops.index import SHARDS
@@ -67,7 +68,8 @@ class RecModule(LightningModule):
 
     Logged are train/loss, of every ``log_every_n_steps``-th batch and the last of an epoch; val/loss, val/auc,
     val/logloss, val/ne, val/calibration and the same of test; with several tasks val/<task>/auc and so on beside the
-    weighted sum val/loss.
+    weighted sum val/loss. Where data come from several sources, each is logged for itself besides:
+    train/source/<source>/loss, val/source/<source>/auc.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class RecModule(LightningModule):
         self.towers = TowerCollection(schema)
         self.network = network(schema)
         self.metrics = nn.ModuleDict({stage: nn.ModuleList(map(TaskMetrics, schema.tasks)) for stage in STAGES})
+        self._by_source = {stage: SourceMetrics(schema.tasks) for stage in STAGES}
         self._backend = "inductor" if compile is True else compile
         self._compiled: tuple[CompiledFeatures, Compiled] | None = None
         self._rows = 1
@@ -160,6 +163,8 @@ class RecModule(LightningModule):
         total = self._weighted_sum(losses)
         if self._is_logged():
             self._log_losses(total, losses)
+            for name, loss in losses_by_source(self.schema.tasks, batch, logits, self._weighted_sum).items():
+                self.log(f"train/source/{name}/loss", loss, sync_dist=True)
         return total
 
     def _weights_of_ranks(self, weights: Sequence[Tensor]) -> Tensor:
@@ -203,6 +208,7 @@ class RecModule(LightningModule):
             label_B, weight_B = targets_of(metrics.task, batch)
             check_targets(metrics.task, label_B, weight_B)
             metrics.update(logits[metrics.task.name], label_B, weight_B)
+        self._by_source[stage].update(batch, logits)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -220,6 +226,10 @@ class RecModule(LightningModule):
             self._log_task(stage, metrics.task.name, values, losses)
         if losses:
             self.log(f"{stage}/loss", self._weighted_sum(losses), prog_bar=True, sync_dist=True, batch_size=1)
+        for source, task, values in self._by_source[stage].finish():
+            place = f"{stage}/source/{source}" + (f"/{task.name}" if len(self.schema.tasks) > 1 else "")
+            for name, value in values.items():
+                self.log(f"{place}/{name}", value, sync_dist=True, batch_size=1)
 
     def _log_task(self, stage: str, task: str, values: Mapping[str, Tensor], losses: Mapping[str, Tensor]) -> None:
         place = stage

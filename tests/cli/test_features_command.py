@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pyarrow import orc
 
 from recis_lightning.cli import main
 from recis_lightning.schema import Schema, find_unfitted
@@ -66,6 +67,20 @@ def test_fit_writes_numbers_that_the_recipe_reads(capsys):
     assert sorted(content["features"]) == ["age", "device", "price", "price_bucket"]
     assert fit("again.json") == content
     assert list(find_unfitted(read_schema().features)) == []
+
+
+@pytest.mark.usefixtures("workplace")
+def test_fit_sees_the_rows_that_training_keeps(capsys, tmp_path):
+    settings = yaml.safe_load(RECIPE.read_text())
+    settings["data"] |= {"train": {"one": "demo/features/train", "two": ["demo/features/valid"]}}
+    settings["data"] |= {"filter": [[settings["data"]["schema"]["tasks"][0]["label"], "==", 1]]}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(settings))
+    assert main(["features", "fit", "--config", str(recipe)]) == 0
+    rows = json.loads(recipe.with_suffix(".fits.json").read_text())["rows"]
+    files = [*Path("demo/features/train").glob("*.orc"), *Path("demo/features/valid").glob("*.orc")]
+    label = settings["data"]["filter"][0][0]
+    assert rows == sum(sum(orc.read_table(path)[label].to_pylist()) for path in files) > 0
 
 
 @pytest.mark.usefixtures("workplace")

@@ -244,6 +244,16 @@ def test_the_bar_of_the_command_can_be_replaced_and_turned_off(
         assert bool(shown) == ("Epoch" in printed)
 
 
+def test_a_recipe_mixes_sources_and_measures_each(recipe: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    sources = {"one": str(data / "train"), "two": [str(data / "test")]}
+    changes = {"data__train": sources, "data__validation": sources, "data__mix": {"one": 3, "two": 1}}
+    changes |= {"data__filter": [["price", ">=", 0]], "trainer__max_epochs": 1}
+    assert main(["fit", "--config", recipe(**changes)]) == 0
+    metrics = metrics_of(run_dir(tmp_path, 0))
+    for name in ("train/source/one/loss", "train/source/two/loss", "val/source/one/auc", "val/source/two/auc"):
+        assert 0 <= metrics[name] < 2
+
+
 # ------------------------------------------------------------------------------------------------------ several ranks
 
 

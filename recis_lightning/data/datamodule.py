@@ -231,7 +231,9 @@ class OrcDataModule(LightningDataModule):
         return manifest, problems
 
     def _filter_rows(self, source: Source, manifest: Manifest, row_filter: RowFilter) -> tuple[Manifest, list[str]]:
-        kept = apply_filter(manifest, row_filter, self._read_threads or default_read_threads())
+        leave = source == "train" and self._skip_limit is not None
+        threads = self._read_threads or default_read_threads()
+        kept = apply_filter(manifest, row_filter, threads, leave_corrupt=leave)
         log.info("%s: the filter keeps %d of %d rows (%s)", source, kept.rows, manifest.rows, row_filter)
         return kept, [] if kept.rows else [f"the filter keeps none of {manifest.rows} rows ({row_filter}); relax it"]
 

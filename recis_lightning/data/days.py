@@ -39,10 +39,9 @@ def split_days(manifest: Manifest) -> list[Day]:
             files.setdefault(found, []).append(index)
     if problems:
         raise DataError(problems)
-    days = [
-        Day(name, Manifest(tuple(manifest.files[index] for index in files[order, name])))
-        for order, name in sorted(files)
-    ]
+    days = [Day(name, manifest.of_files(files[order, name])) for order, name in sorted(files)]
+    if empty := [day.name for day in days if not day.manifest.rows]:
+        raise DataError(f"the filter keeps no row of day {', '.join(empty)}; relax it, or leave the day out")
     if len(days) < 2:
         names = ", ".join(day.name for day in days) or "none"
         raise DataError(f"there is one day at most ({names}), need two: one to train on, the next to validate on")

@@ -78,6 +78,14 @@ class Manifest:
     def rows(self) -> int:
         return int(self.stripe_rows.sum())
 
+    def of_files(self, indices: Sequence[int]) -> "Manifest":
+        """The manifest of some of the files, with what a filter keeps of them."""
+        kept = None
+        if self.kept_rows is not None:
+            first = self._first_stripes
+            kept = tuple(rows for index in indices for rows in self.kept_rows[first[index] : first[index + 1]])
+        return Manifest(tuple(self.files[index] for index in indices), kept, self.row_filter)
+
     def locate(self, stripe: int) -> tuple[OrcFile, int]:
         """The file of a stripe, and which stripe of that file it is."""
         file = int(np.searchsorted(self._first_stripes, stripe, side="right")) - 1

@@ -138,14 +138,21 @@ def _find_problem(condition: Condition, types: Mapping[str, pa.DataType]) -> str
     return None
 
 
-def apply_filter(manifest: Manifest, row_filter: RowFilter, threads: int = 1) -> Manifest:
-    """The manifest of the rows that are kept: one pass over the filter's columns; DataError where one can't be read."""
+def apply_filter(
+    manifest: Manifest, row_filter: RowFilter, threads: int = 1, *, leave_corrupt: bool = False
+) -> Manifest:
+    """The manifest of the rows that are kept: one pass over the filter's columns.
+
+    DataError where a stripe can't be decoded; with ``leave_corrupt`` it counts whole, for the reader to leave out.
+    """
 
     def count(stripe: int) -> int:
         file, index = manifest.locate(stripe)
         try:
             batch = read_stripe(file.path, file.format, index, row_filter.file_columns(file.columns))
         except (OSError, pa.ArrowException) as error:
+            if leave_corrupt:
+                return file.stripe_rows[index]
             where = manifest.describe_rows(stripe, 0, file.stripe_rows[index])
             raise DataError(f"{where}: can't be decoded ({error}); copy or write the file again") from error
         return int(pc.sum(row_filter.mask(batch)).as_py() or 0)

@@ -194,3 +194,35 @@ def test_a_position_saved_with_another_filter_is_refused(tmp_path: Path) -> None
     other = data_module(tmp_path, ["label", "==", 0]).train_dataloader()
     with pytest.raises(DataError, match="filter was label == 1, is label == 0"):
         other.load_state_dict(state)
+
+
+def test_a_corrupt_stripe_is_an_error_before_training_or_left_out_where_told(tmp_path: Path) -> None:
+    path = write_stripes(tmp_path / "a.orc", [click_rows(0, 20), click_rows(20, 20)])
+    first, nbytes = read_manifest(tmp_path)[0].files[0].stripe_spans[1]
+    content = bytearray(path.read_bytes())
+    content[first : first + nbytes] = bytes([255]) * nbytes
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="a.orc, stripe 1, rows 0 to 19: can't be decoded"):
+        data_module(tmp_path, ["label", "==", 1])
+    row_filter = RowFilter.parse([["label", "==", 1]])
+    assert row_filter is not None
+    kept = apply_filter(read_manifest(tmp_path)[0], row_filter, leave_corrupt=True)
+    assert kept.stripe_rows.tolist() == [10, 20]
+    options = {"on_corrupt": "skip_stripe", "filter": [["label", "==", 1]]}
+    data = OrcDataModule(click_schema(), train=tmp_path, batch_size=8, streams=1, **options)
+    data.setup("fit")
+    assert sum(batch.size for batch in data.train_dataloader()) == 10
+
+
+def test_days_keep_what_the_filter_keeps_of_them(tmp_path: Path) -> None:
+    for day in (1, 2, 3):
+        tables = [click_rows(100 * day, 10), click_rows(100 * day + 10, 10)]
+        write_stripes(tmp_path / f"day={day}" / "a.orc", tables)
+    manifest = filtered(tmp_path, ["user", ">=", 115])
+    assert manifest.of_files([0, 2]).stripe_rows.tolist() == [0, 4, 7, 8]
+    data = OrcDataModule(click_schema(), days=tmp_path, batch_size=8, streams=1, filter=[["user", ">=", 115]])
+    data.setup("fit")
+    assert sum(batch.size for batch in data.train_dataloader()) == 4
+    assert sum(batch.size for batch in data.val_dataloader()) == 15
+    with pytest.raises(DataError, match="days: the filter keeps no row of day 1; relax it, or leave the day out"):
+        OrcDataModule(click_schema(), days=tmp_path, batch_size=8, filter=[["user", ">=", 200]]).setup("fit")

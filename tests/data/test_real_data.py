@@ -113,3 +113,29 @@ def test_movielens_sequences_with_their_ratings_as_weights() -> None:
     hashes = {text: farm_fingerprint64(text.encode()) for text in ("F", "M")}
     signed = {text: value - (value >> 63 << 64) for text, value in hashes.items()}
     assert column_of(batches, "gender") == [[signed[text]] for text in table["gender"].to_pylist()]
+
+
+def test_nested_attributes_of_a_history_are_what_pyarrow_reads() -> None:
+    nested = {"dtype": "int64", "layout": "nested_list"}
+    schema = {
+        "columns": [
+            {"name": "attr_seq", **nested},
+            {"name": "recent", "source": "attr_seq", **nested, "max_length": 3, "keep": "last"},
+        ],
+        "tables": [{"name": "t", "dim": 4}],
+        "features": [{"name": name, "table": "t", "pooling": "none"} for name in ("attr_seq", "recent")],
+    }
+    batches = read_batches(schema, "amazon_beauty_5core/train")
+    rows = [row or [] for row in read_table("amazon_beauty_5core/train", ["attr_seq"])["attr_seq"].to_pylist()]
+    assert column_of(batches, "attr_seq") == rows
+    assert column_of(batches, "recent") == [row[-3:] for row in rows]
+
+
+def test_posters_are_the_bytes_of_the_files() -> None:
+    custom = {"kind": "custom", "class_path": "torch.ones"}
+    schema = {
+        "columns": [{"name": "jpeg", "dtype": "binary"}],
+        "features": [{"name": "jpeg", "transforms": [custom]}],
+    }
+    images = column_of(read_batches(schema, "ml1m_posters"), "jpeg")
+    assert [bytes(image) for image in images] == read_table("ml1m_posters", ["jpeg"])["jpeg"].to_pylist()

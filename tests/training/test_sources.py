@@ -26,11 +26,11 @@ def log(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_trainer(folder: Path, callbacks: list[Callback] | None = None) -> Trainer:
+def make_trainer(folder: Path, callbacks: list[Callback] | None = None, **limits: Any) -> Trainer:
     return Trainer(
-        strategy="recis_sharded", accelerator="cpu", devices=1, max_epochs=1, logger=False, log_every_n_steps=1,
+        strategy="recis_sharded", accelerator="cpu", devices=1, logger=False, log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
-        callbacks=callbacks,
+        callbacks=callbacks, **({"max_epochs": 1} | limits),
     )  # fmt: skip
 
 
@@ -76,3 +76,31 @@ def test_a_source_without_rows_has_no_loss_to_speak_of() -> None:
     losses = losses_by_source([task], batch, {"ctr": torch.zeros(2)}, lambda losses: losses["ctr"])
     assert losses["ads"].item() == pytest.approx(0.693147)
     assert losses["none"].item() == 0
+
+
+class SaveAt(Callback):
+    """Saves behind a batch, as ModelCheckpoint would."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def losses_of(log: Path, callback: Callback, checkpoint: Path | None = None) -> list[float]:
+    """Losses of two epochs of a mix, or of what is left of them behind a checkpoint."""
+    both: dict[str, Any] = {name: str(log / name) for name in FIRST}
+    data = OrcDataModule(click_schema(), train=both, mix={"ads": 3, "feed": 1}, batch_size=16, streams=2)
+    torch.manual_seed(0)
+    module, logged = RecModule(data.schema, network=DeepFM), Logged()
+    make_trainer(log, [logged, callback], max_epochs=2).fit(module, data, ckpt_path=checkpoint)
+    return [values["train/loss"] for values in logged.values]
+
+
+@pytest.mark.parametrize("step", [13, 15, 16])
+def test_a_mix_goes_on_behind_the_batch_it_was_saved_at(log: Path, tmp_path: Path, step: int) -> None:
+    whole = losses_of(log, SaveAt(step, tmp_path / "saved.ckpt"))
+    assert len(whole) == 30
+    assert losses_of(log, Callback(), tmp_path / "saved.ckpt") == whole[step:]

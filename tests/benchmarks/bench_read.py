@@ -3,20 +3,28 @@
 Data: label, 13 float32 (0, 10, 20, 30 % null), 13 ids that look like hashes, 13 small ids ("40 columns"); and with 2
 string columns and 2 lists of 30 int64 ("44 columns"); zstd. A bare loop on several threads gives each every n-th
 stripe. Contestants run by turns in one process, everything in the page cache; a ratio is that of one turn.
+
+What users would write otherwise: a DataLoader over pandas batches, and one whose two workers send a tensor a column;
+neither shuffles rows. And beside training: what a step of 10 ms on one thread waits for its batch, and how much longer
+it takes than alone.
 """
 
+import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from pyarrow import orc
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.loader import OrcLoader
@@ -115,6 +123,8 @@ def run() -> list[Result]:
                 ("in file order, packed", in_order, 1),
             ):
                 results += compare(f"read {columns} columns, {what}", manifest, selection, order, threads)
+            results += compare_training(f"train on {columns} columns", manifest, selection, shuffled)
+        results += compare_loaders("read 44 columns, shuffled, packed", manifest, selection, shuffled)
         return results
 
 
@@ -149,3 +159,160 @@ def compare(name: str, manifest: Manifest, selection: Selection, order: Order, t
             )
         )
     return results
+
+
+# ------------------------------------------------------------------------------------------- what users write otherwise
+
+
+class Stripes(IterableDataset):
+    """Batches of unshuffled stripes, made by a function of a slice of a stripe; each worker reads every n-th stripe."""
+
+    def __init__(self, manifest: Manifest, names: list[str], make: Callable[[pa.RecordBatch], Any]) -> None:
+        self.manifest, self.names, self.make = manifest, names, make
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for stripe in range(first, len(self.manifest.stripe_rows), step):
+            file, index = self.manifest.locate(stripe)
+            batch = orc.ORCFile(file.path).read_stripe(index, columns=self.names)
+            for start in range(0, batch.num_rows, BATCH):
+                yield self.make(batch.slice(start, BATCH))
+
+
+def through_pandas(batch: pa.RecordBatch) -> list[Tensor]:
+    """Columns by way of a frame, missing values filled, strings hashed; lists as values and lengths."""
+    import pandas as pd
+
+    tensors = []
+    for _, column in batch.to_pandas().items():
+        if len(column) and isinstance(column.iloc[0], np.ndarray):
+            tensors += [torch.from_numpy(np.concatenate(column.to_numpy())), torch.tensor(column.str.len().to_numpy())]
+        elif column.dtype.kind in "if":
+            tensors.append(torch.from_numpy(column.fillna(0).to_numpy(copy=True)))
+        else:
+            tensors.append(torch.from_numpy(pd.util.hash_array(column.to_numpy(object)).view(np.int64)))
+    return tensors
+
+
+def column_tensors(batch: pa.RecordBatch) -> list[Tensor]:
+    """Columns by way of NumPy, missing values filled; strings as codes of a dictionary, lists as values and offsets."""
+    tensors = []
+    for column in batch.columns:
+        if pa.types.is_list(column.type):
+            tensors += [torch.tensor(column.flatten().to_numpy()), torch.tensor(column.offsets.to_numpy())]
+        elif pa.types.is_string(column.type):
+            tensors.append(torch.tensor(column.dictionary_encode().indices.to_numpy()))
+        else:
+            tensors.append(torch.tensor(column.fill_null(0).to_numpy()))
+    return tensors
+
+
+def compare_loaders(name: str, manifest: Manifest, selection: Selection, order: Order) -> list[Result]:
+    """All columns by our loader, against DataLoaders over the same files."""
+    loader = OrcLoader(manifest, selection, order, read_threads=1)
+    rivals = {
+        "DataLoader over pandas batches": DataLoader(
+            Stripes(manifest, selection.names, through_pandas), batch_size=None
+        ),
+        "DataLoader, 2 workers, a tensor a column": DataLoader(
+            Stripes(manifest, selection.names, column_tensors), batch_size=None, num_workers=2
+        ),
+    }
+    return [
+        summarise(
+            name,
+            rival,
+            [(clock(functools.partial(drain, each)), clock(functools.partial(drain, loader))) for _ in range(3)],
+        )
+        for rival, each in rivals.items()
+    ]
+
+
+def drain(batches: Any) -> None:
+    for _ in batches:
+        pass
+
+
+def summarise(name: str, rival: str, turns: list[tuple[Turn, Turn]], unit: str = "k rows/s wall") -> Result:
+    ratios = [theirs.wall / ours.wall for theirs, ours in turns]
+    return Result(
+        name=name,
+        rival=rival,
+        ratio=statistics.median(ratios),
+        worst_ratio=min(ratios),
+        ours=ROWS / statistics.median(ours.wall for _, ours in turns) / 1e3,
+        theirs=ROWS / statistics.median(theirs.wall for theirs, _ in turns) / 1e3,
+        unit=unit,
+        shapes=f"{ROWS} rows, batch {BATCH}",
+        threads=1,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ beside training
+
+
+STEPS = 200
+
+
+def compare_training(name: str, manifest: Manifest, selection: Selection, order: Order) -> list[Result]:
+    """Steps of about 10 ms of one thread, alone and on our batches: their ratio, and the share that is waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    left, right = torch.rand(512, 512), torch.rand(512, 512)
+    products = max(1, round(0.01 / (clock(lambda: [left @ right for _ in range(20)]).wall / 20)))
+
+    def step() -> None:
+        for _ in range(products):
+            left @ right
+
+    def alone() -> None:
+        for _ in range(STEPS):
+            step()
+
+    waits = []
+
+    def beside() -> None:
+        batches = iter(OrcLoader(manifest, selection, order, read_threads=1))
+        next(batches)  # reading has begun
+        waited = 0.0
+        for _ in range(STEPS):
+            begin = time.perf_counter()
+            next(batches)
+            waited += time.perf_counter() - begin
+            step()
+        waits.append(waited)
+
+    try:
+        turns = [(clock(alone), clock(beside)) for _ in range(TURNS)]
+    finally:
+        torch.set_num_threads(threads)
+    shares = [waited / turn.wall for waited, (_, turn) in zip(waits, turns, strict=True)]
+    ratios = [lone.wall / with_data.wall for lone, with_data in turns]
+    shapes = f"{STEPS} steps, batch {BATCH}, 1 read thread"
+    milliseconds = [1e3 * statistics.median(turn[side].wall for turn in turns) / STEPS for side in (1, 0)]
+    share = statistics.median(shares)
+    return [
+        Result(
+            name=f"{name}, a step beside reading",
+            rival="a step alone",
+            ratio=statistics.median(ratios),
+            worst_ratio=min(ratios),
+            ours=milliseconds[0],
+            theirs=milliseconds[1],
+            unit="ms a step",
+            shapes=shapes,
+            threads=1,
+        ),
+        Result(
+            name=f"{name}, waiting for data",
+            rival="4 % of a step" if len(selection.columns) > 40 else "2 % of a step",
+            ratio=(0.04 if len(selection.columns) > 40 else 0.02) / share,
+            worst_ratio=(0.04 if len(selection.columns) > 40 else 0.02) / max(shares),
+            ours=100 * share,
+            theirs=4.0 if len(selection.columns) > 40 else 2.0,
+            unit="% of the time",
+            shapes=shapes,
+            threads=1,
+        ),
+    ]

@@ -249,3 +249,16 @@ def test_loaders_outside_a_trainer_read_as_one_rank(folder: Path) -> None:
     loader = data.val_dataloader()
     assert isinstance(loader, OrcLoader)
     assert [batch.size for batch in loader] == [8, 5]
+
+
+def test_stripes_that_streams_share_are_told_with_what_they_cost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_stripes(tmp_path / "a.orc", [click_rows(0, 64)])
+    for streams, said in ((8, True), (1, False)):
+        data = OrcDataModule(SCHEMA, train=tmp_path, batch_size=8, streams=streams)
+        data.setup("fit")
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            data.train_dataloader()
+        assert ("train: 1 stripes in 8 streams: 8.0 rows are decoded for each that is used" in caplog.text) == said

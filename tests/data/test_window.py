@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import orc
@@ -12,6 +13,8 @@ from recis_lightning.data.errors import DataError
 from recis_lightning.data.loader import OrcLoader
 from recis_lightning.data.manifest import read_manifest
 from recis_lightning.data.plan import EpochPlan, Order
+from recis_lightning.data.stripes import StripeReader
+from recis_lightning.data.window import WindowPacker
 from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema
 from tests.data.click_rows import write_stripes
@@ -324,3 +327,28 @@ def test_a_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match="a.orc, stripe 0, rows 0 to 9: can't be decoded"):
         list(loader)
+
+
+# ------------------------------------------------------------------------------------------------- what is not copied
+
+
+def test_columns_in_file_order_lie_in_the_stripe_itself_where_nothing_is_to_be_filled(tmp_path: Path) -> None:
+    table = pa.table(
+        {"id": pa.array(range(10)), "id2": pa.array([None, *range(9)]), "label": pa.array([1.0] * 10, pa.float32())}
+    )
+    write_stripes(tmp_path / "a.orc", [table])
+    manifest = read_manifest(tmp_path)[0]
+    columns = {"id": {"dtype": "int64"}, "id2": {"dtype": "int64"}, "label": {"dtype": "float32"}}
+    packer = WindowPacker(manifest, Selection.of(make_schema(columns)))
+    plan = EpochPlan(manifest.stripe_rows, Order(batch_size=2, streams=2, shuffle=False), 0)
+    (window,) = plan.windows(1)  # rows 5 to 9
+    stripe = StripeReader(manifest, ["id", "id2", "label"]).read(0)
+    for order, is_copied in ((None, False), (np.arange(5)[::-1].copy(), True)):
+        packing = packer.begin(window, order)
+        packing.add(0, stripe)
+        block = packing.finish()
+        ids, ids2, label = block.addresses[[0, 1, 4]] - [
+            stripe.column(name).buffers()[1].address + 5 * width
+            for name, width in (("id", 8), ("id2", 8), ("label", 4))
+        ]
+        assert (ids != 0, ids2 != 0, label != 0) == (is_copied, True, is_copied)

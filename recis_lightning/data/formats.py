@@ -4,8 +4,8 @@ Types are made plain while reading, so that a schema means the same for both: a 
 dictionary of strings is strings, uint64 keeps its 64 bits as int64, narrower unsigned integers get the next width.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,11 +82,17 @@ def _describe_group(group: pq.RowGroupMetaData) -> StripeEntry:
     return StripeEntry(group.num_rows, (first, sum(column.total_compressed_size for column in columns)))
 
 
-def read_stripe(path: str, kind: Format, stripe: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+def read_stripe(
+    path: str,
+    kind: Format,
+    stripe: int,
+    columns: Sequence[str] | None = None,
+    opened: Callable[[str], Any] = open_input,
+) -> pa.RecordBatch:
     """One stripe, all columns or those named; OSError or ArrowException where it can't be decoded."""
     if kind == "orc":
-        return orc.ORCFile(open_input(path)).read_stripe(stripe, columns=None if columns is None else list(columns))
-    with pq.ParquetFile(open_input(path)) as file:
+        return orc.ORCFile(opened(path)).read_stripe(stripe, columns=None if columns is None else list(columns))
+    with pq.ParquetFile(opened(path)) as file:
         # One thread, since stripes are what threads share out among each other.
         table = file.read_row_group(stripe, columns=None if columns is None else list(columns), use_threads=False)
     return _to_batch(table)

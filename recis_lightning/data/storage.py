@@ -8,6 +8,7 @@ import fnmatch
 import io
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS, FIRST_DELAY_S = 4, 0.2  # a failed request is sent again after .2, .4 and .8 s
 READ_AHEAD = 4 << 20  # bytes of one request at least: the parts of a stripe lie one behind the other
 
+FILES_OPEN = 4  # remote files whose connection and last request a thread keeps
+
 T = TypeVar("T")
 
 
@@ -33,6 +36,23 @@ def is_remote(path: str) -> bool:
 def open_input(path: str) -> str | pa.NativeFile:
     """What pyarrow's readers take: a local path itself, else a file that reads ahead and tries again."""
     return pa.PythonFile(RemoteFile(path), mode="r") if is_remote(path) else path
+
+
+class OpenFiles:
+    """Opens files as `open_input`, and keeps each thread's last few remote ones, with what was read ahead of them."""
+
+    def __init__(self) -> None:
+        self._kept = threading.local()
+
+    def open(self, path: str) -> str | pa.NativeFile:
+        if not is_remote(path):
+            return path
+        files: dict[str, RemoteFile] = self._kept.__dict__
+        file = files.pop(path, None) or RemoteFile(path)
+        files[path] = file  # the last used is the last
+        while len(files) > FILES_OPEN:
+            del files[next(iter(files))]
+        return pa.PythonFile(_Shared(file), mode="r")
 
 
 def size_of(path: str) -> int:
@@ -176,6 +196,29 @@ class RemoteFile(io.RawIOBase):
         if self._file is not None:
             self._file.close()
         super().close()
+
+
+class _Shared(io.RawIOBase):
+    """A remote file from its beginning, which stays open when a reader closes it."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._remote = file
+        file.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._remote.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._remote.seek(offset, whence)
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._remote.read(size)
 
 
 def _open(url: str) -> pa.NativeFile:

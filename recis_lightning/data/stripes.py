@@ -9,6 +9,7 @@ from recis_lightning.data.checksums import Checks, CorruptStripe
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.storage import OpenFiles
 
 KEPT_BYTES = 256 * 2**20
 
@@ -28,7 +29,7 @@ class StripeReader:
         kept_bytes: int = KEPT_BYTES,
         checks: Checks | None = None,
     ) -> None:
-        self._checks = checks
+        self._checks, self._files = checks, OpenFiles()
         self.manifest, self._names = manifest, names
         self._uses, self._room = Counter(uses or ()), kept_bytes
         self._kept: dict[int, pa.RecordBatch] = {}
@@ -60,7 +61,9 @@ class StripeReader:
         row_filter = self.manifest.row_filter
         more = [] if row_filter is None else row_filter.file_columns(file.columns)
         try:
-            batch = read_stripe(file.path, file.format, index, list(dict.fromkeys([*self._names, *more])))
+            batch = read_stripe(
+                file.path, file.format, index, list(dict.fromkeys([*self._names, *more])), self._files.open
+            )
         except (OSError, pa.ArrowException) as error:
             where = self.manifest.describe_rows(stripe, 0, file.stripe_rows[index])
             raise CorruptStripe(f"{where}: can't be decoded ({error}); copy or write the file again") from error

@@ -14,7 +14,7 @@ from recis_lightning.data import storage
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.manifest import Manifest, read_manifest
 from recis_lightning.data.plan import Order
-from recis_lightning.data.storage import ATTEMPTS, RemoteFile, read_range
+from recis_lightning.data.storage import ATTEMPTS, OpenFiles, RemoteFile, read_range
 from tests.data.test_loader import assert_same, buffers, make_loader, write_files
 
 ORDER = Order(batch_size=8)
@@ -106,6 +106,27 @@ def test_a_file_is_read_once_in_large_requests(memory: Any, monkeypatch: pytest.
         assert b"".join(iter(lambda: file.read(100), b"")) == content
     assert counter.reads == 3
     assert bytes(read_range("memory://a.bin", 300, 20)) == content[300:320]
+
+
+def test_stripes_of_a_file_are_read_with_few_requests(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = write_files(tmp_path, [[20] * 6])
+    upload(memory, tmp_path, "/logs")
+    remote = read("memory://logs")
+    counter, order = Failing(monkeypatch, every=10**9), Order(batch_size=8, streams=1, window_rows=1, shuffle=False)
+    assert_same(buffers(make_loader(remote, order)), buffers(make_loader(local, order)))
+    assert counter.reads <= 2  # of six stripes, each of which has a tail and columns to ask for
+
+
+def test_a_thread_keeps_few_files_open(memory: Any) -> None:
+    for index in range(10):
+        memory.pipe(f"/{index}.bin", bytes([index]) * 10)
+    files = OpenFiles()
+    for index in (*range(10), 3):
+        with files.open(f"memory://{index}.bin") as file:
+            assert file.read(5) == bytes([index]) * 5
+    assert list(files._kept.__dict__) == [f"memory://{index}.bin" for index in (7, 8, 9, 3)]
 
 
 def test_failed_reads_are_tried_again(

@@ -19,6 +19,7 @@ from recis_lightning.schema import (
     Column,
     Constant,
     Feature,
+    KaimingNormal,
     Log1p,
     Modulo,
     Normal,
@@ -185,7 +186,8 @@ def test_kinds_are_read_by_name_or_as_a_mapping():
 
 def test_every_kind_is_registered_under_its_name():
     assert set(OPTIMIZERS) == {"sgd", "adagrad", "rowwise_adagrad", "adam", "adamw", "ftrl"}
-    assert set(INITIALIZERS) == {"zeros", "constant", "uniform", "normal", "truncated_normal"}
+    scaled = {"xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal"}
+    assert set(INITIALIZERS) == {"zeros", "constant", "uniform", "normal", "truncated_normal"} | scaled
     numbers = {"log1p", "clip", "z_score", "min_max", "quantile", "bucketize"}
     ids = {"modulo", "hash", "multi_hash", "vocabulary"}
     rows = {"cross", "lookup", "truncate", "time_gap", "overlap", "vector", "reduce", "custom"}
@@ -244,7 +246,7 @@ def test_to_dict_holds_plain_values_that_from_dict_reads_back():
 
 @given(
     optimizer=st.sampled_from([Sgd(), Adagrad(lr=0.3), RowwiseAdagrad(), Adam(betas=(0.0, 0.5)), AdamW(eps=1e-4)]),
-    initializer=st.sampled_from([Constant(value=2.0), Uniform(low=-1.0, high=1.0), Normal(), TruncatedNormal()]),
+    initializer=st.sampled_from([Constant(value=2.0), Uniform(low=-1.0, high=1.0), KaimingNormal(), TruncatedNormal()]),
     dim=st.integers(1, 512),
     names=st.lists(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), min_size=1, max_size=5, unique=True),
 )
@@ -359,7 +361,7 @@ def test_reading_names_each_mistake(mapping, problem):
         (
             {"initializer": 0.5},
             "table 'words'.initializer is 0.5; write a mapping with a kind, one of constant, uniform, normal, "
-            "truncated_normal, zeros",
+            "truncated_normal, xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal, zeros",
         ),
     ],
 )

@@ -30,9 +30,13 @@ from recis_lightning.schema.kinds import (
     INITIALIZERS,
     Constant,
     Initializer,
+    KaimingNormal,
+    KaimingUniform,
     Normal,
     TruncatedNormal,
     Uniform,
+    XavierNormal,
+    XavierUniform,
 )
 from recis_lightning.schema.names import SchemaError, did_you_mean, expand
 from recis_lightning.schema.optimizers import (
@@ -91,6 +95,8 @@ __all__ = [
     "HashKind",
     "INITIALIZERS",
     "Initializer",
+    "KaimingNormal",
+    "KaimingUniform",
     "Layout",
     "Log1p",
     "Lookup",
@@ -122,6 +128,8 @@ __all__ = [
     "Value",
     "Vector",
     "Vocabulary",
+    "XavierNormal",
+    "XavierUniform",
     "ZScore",
     "did_you_mean",
     "expand",

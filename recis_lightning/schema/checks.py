@@ -55,8 +55,9 @@ def _check_table(table: Table) -> Iterator[str]:
     yield from find_optimizer_mistakes(where, table.optimizer, table.dtype)
     yield from _check_training(where, table)
     initializer = table.initializer
-    if (std := getattr(initializer, "std", 0)) < 0:
-        yield f"{where}: initializer std is {std}, need at least 0"
+    for option in ("std", "gain"):
+        if (value := getattr(initializer, option, 0)) < 0:
+            yield f"{where}: initializer {option} is {value}, need at least 0"
     if isinstance(initializer, Uniform | TruncatedNormal) and initializer.low >= initializer.high:
         yield f"{where}: initializer low {initializer.low} is not below high {initializer.high}"
     yield from find_policy_mistakes(where, table.capacity, table.admission, table.eviction)

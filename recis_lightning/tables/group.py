@@ -369,6 +369,8 @@ def _first_value(table: Table, slices: Mapping[str, slice], seed: int) -> FirstV
     for name, value in first_state(table.optimizer).items():
         if name in slices:
             state[slices[name]] = [value] * (slices[name].stop - slices[name].start)
+    if hasattr(initializer, "drawn_as"):  # those that depend on the width of a row
+        initializer = initializer.drawn_as(table.dim)
     return FirstValue(
         kind=initializer.kind,
         arguments=asdict(initializer),

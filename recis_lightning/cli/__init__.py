@@ -6,7 +6,9 @@ recis data manifest DIR | recis data verify DIR                write checksums, 
 recis data hold-out DATA --column C --out OUT                  part rows by the values of a column
 recis text train-tokenizer DATA --column C --out FILE          train a tokenizer from texts
 recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors of items
-recis tables inspect PATH                                      what the tables of a checkpoint hold
+recis tables inspect CKPT                                      what the tables of a checkpoint hold
+recis tables export CKPT --table T --out FILE | FOLDER         a table as safetensors, Parquet or ORC
+recis tables import CKPT --table T --from FILE --out NEW.ckpt  and back; RecIS's checkpoints too
 recis features plan | fit --config recipe.yaml                 show how transforms run, and fit them to data
 recis data inspect DIR [--out recipe.yaml]                     what files hold, and a recipe to start from
 recis data stats DIR [--html FILE]                             quantiles, commonest values, plots
@@ -36,7 +38,7 @@ STAGES = {
 COMMANDS = STAGES | {
     "data": "make, inspect, convert and split data, read RecIS's feature configuration (recis data --help)",
     "text": "train a tokenizer (train-tokenizer), and write item vectors (export-vectors)",
-    "tables": "look into tables (inspect)",
+    "tables": "look into tables (inspect), write and read their rows (export, import)",
     "features": "show the plan of a recipe's transforms, or fit them to data (recis features plan | fit)",
     "export": "write a checkpoint as files that score without this package",
     "doctor": "show versions, devices, and which kernels run and why",
@@ -175,6 +177,7 @@ def is_mistake(error: Exception) -> bool:
         ("recis_lightning.data.errors", "DataError"),
         ("recis_lightning.llm_extra", "MissingExtra"),
         ("recis_lightning.towers.errors", "TowerError"),
+        ("recis_lightning.tables.row_files", "TableFileError"),
         ("recis_lightning.training.files", "CheckpointError"),
         ("lightning.fabric.utilities.exceptions", "MisconfigurationException"),
     ]

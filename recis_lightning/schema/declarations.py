@@ -114,6 +114,18 @@ class SequenceGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Vectors that a table begins with, by id: `{path: vectors.parquet, id: id, vector: vector}`."""
+
+    path: str
+    """A safetensors, Parquet or ORC file, or a folder of them; `${NAME}` stands for an environment variable."""
+    id: str = "id"
+    """The column of ids, integers."""
+    vector: str = "vector"
+    """The column of vectors: lists of as many numbers as the table's dim."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """One hash table of embeddings."""
 
@@ -139,6 +151,8 @@ class Table:
     """Which ids get a row when training looks them up: always, counter, probability, bloom, read_only."""
     eviction: tuple[Eviction, ...] = ()
     """Which ids it forgets, one policy or several: age, ttl, lru, lfu, l2_norm, score."""
+    pretrained: Pretrained | None = None
+    """The vectors that it begins with, where no checkpoint is loaded; other ids get the initializer's values."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recis_lightning.schema.declarations import Column, Feature, SequenceGroup, Table, Task
+from recis_lightning.schema.declarations import Column, Feature, Pretrained, SequenceGroup, Table, Task
 from recis_lightning.schema.kinds import INITIALIZERS
 from recis_lightning.schema.names import did_you_mean
 from recis_lightning.schema.optimizers import OPTIMIZERS
@@ -114,6 +114,7 @@ _NESTED: dict[tuple[type, str], Callable[[Any, str, list[str]], Any]] = {
     (Table, "optimizer"): lambda value, where, problems: _read_kind(value, OPTIMIZERS, where, problems),
     (Table, "admission"): lambda value, where, problems: _read_kind(value, ADMISSIONS, where, problems),
     (Table, "eviction"): _read_evictions,
+    (Table, "pretrained"): lambda value, where, problems: value and read(Pretrained, value, where, problems),
     (Feature, "transforms"): lambda value, where, problems: _read_kinds(value, TRANSFORMS, where, problems),
     (Tower, "model"): _read_model,
     (Tower, "lora"): lambda value, where, problems: read(Lora, value, where, problems),

@@ -3,15 +3,18 @@
 N ids or rows in a call, D row width.
 """
 
+import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recis_lightning.schema import SparseOptimizer, Table
+from recis_lightning.schema.optimizers import first_state
 from recis_lightning.schema.policies import Always
 from recis_lightning.tables.eviction import Queue
 from triton_ops.index import SHARDS
@@ -19,6 +22,8 @@ from triton_ops.row_layout import COUNT, ID, LAST_STEP
 
 ADMITTED, REFUSED, EVICTED, ERASED = 0, 1, 2, 3
 """Columns of `TableGroup.events`, totals of a table since it was last cleared; REFUSED counts occurrences of ids."""
+
+NORM_PERCENTILES = (5, 50, 95)
 
 if TYPE_CHECKING:
     from recis_lightning.tables.group import TableGroup
@@ -41,6 +46,11 @@ class TableSlice:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def select(self, chosen: Tensor) -> "TableSlice":
+        """Some of its ids, by bool [N] or by their places, int64."""
+        slots = {name: slot[chosen] for name, slot in self.slots.items()}
+        return TableSlice(self.ids[chosen], self.weight[chosen], slots, self.last_step[chosen], self.count[chosen])
 
 
 class DynamicTable:
@@ -126,6 +136,24 @@ class DynamicTable:
         _, rows = self.group.index.items(self.number, first_shard, last_shard)
         return self.slice(rows)
 
+    def shard_ranges(
+        self, most_bytes: int, first_shard: int = 0, last_shard: int = SHARDS
+    ) -> Iterator[tuple[int, int]]:
+        """Cut virtual shards [first_shard, last_shard) into equal ranges of about ``most_bytes`` of rows.
+
+        Gives (0, 2048), (2048, 4096). Ids spread evenly over virtual shards, so that `export` of one range after the
+        other takes bounded memory.
+        """
+        empty = self.export(0, 0)
+        tensors = (empty.ids, empty.weight, *empty.slots.values(), empty.last_step, empty.count)
+        row_bytes = sum(tensor.itemsize * math.prod(tensor.shape[1:]) for tensor in tensors)
+        parts = 1
+        while parts < last_shard - first_shard and len(self) * row_bytes > most_bytes * parts:
+            parts *= 2
+        size = max((last_shard - first_shard) // parts, 1)
+        for first in range(first_shard, last_shard, size):
+            yield first, min(first + size, last_shard)
+
     def slice(self, rows: Tensor) -> TableSlice:
         """A copy of all that these rows hold."""
         slots = {
@@ -136,8 +164,32 @@ class DynamicTable:
         ids, last_step, count = (record[:, column].clone() for column in (ID, LAST_STEP, COUNT))
         return TableSlice(ids, self.weight(rows), slots, last_step, count)
 
-    def load(self, part: TableSlice) -> None:
-        """Insert or overwrite ids with all that a slice says about them.
+    def complete(
+        self,
+        ids: Tensor,
+        weight: Tensor,
+        slots: Mapping[str, Tensor] | None = None,
+        last_step: Tensor | None = None,
+        count: Tensor | None = None,
+    ) -> TableSlice:
+        """A slice of these ids and embeddings; what is not given is that of a new row: [0.1] for Adagrad that says so.
+
+        last_step is then the table's last step, so that an eviction by age counts from now.
+        """
+        like, first = self.export(0, 0), first_state(self.optimizer)
+        sizes = {name: (len(ids), *slot.shape[1:]) for name, slot in like.slots.items()}
+        new = {name: slot.new_full(sizes[name], first.get(name, 0.0)) for name, slot in like.slots.items()}
+        now = torch.full((len(ids),), self.group.clock - 1)
+        return TableSlice(
+            ids,
+            weight,
+            new if slots is None else slots,
+            now if last_step is None else last_step,
+            torch.zeros(len(ids), dtype=torch.int64) if count is None else count,
+        )
+
+    def load(self, part: TableSlice) -> Tensor:
+        """Insert or overwrite ids with all that a slice says about them; their rows, int64 [N].
 
         Raises ValueError where the slice does not fit the table or names an id twice, TableFullError if rows run out.
         """
@@ -149,6 +201,7 @@ class DynamicTable:
             self.group.state[rows, columns] = part.slots[name]
         self.group.meta[rows, LAST_STEP] = part.last_step
         self.group.meta[rows, COUNT] = part.count
+        return rows
 
     def _check(self, part: TableSlice) -> None:
         where, count = f"table '{self.name}'", len(part)
@@ -217,11 +270,12 @@ class DynamicTable:
         self.group.gate.load(self.number, first_shard, last_shard, state)
 
     def stats(self, scan: bool = False) -> dict[str, int | float]:
-        """Its ids, rows owned, rows erased and waiting, bytes of rows and index, segments, slots and their load.
+        """Its ids, rows owned, rows erased and waiting, segments and slots of its index and their load, and memory.
 
-        Since it was cleared: ids inserted (loading included) and admitted, occurrences of ids refused, ids evicted.
-        With ``scan``, which reads the whole table: how many slots a lookup reads to find an id, on average and at most,
-        and the least, mean and greatest Euclidean norm of its embeddings.
+        Memory is bytes, of which row_bytes, index_bytes and admission_bytes. Since it was cleared: ids inserted
+        (loading included) and admitted, occurrences of ids refused, ids evicted. With ``scan``, which reads the whole
+        table: how many slots a lookup reads to find an id, on average and at most, and of the Euclidean norms of its
+        embeddings the least, the greatest, the mean, and the percentiles norm_p5, norm_p50 and norm_p95.
         """
         index = self.group.index.stats(self.number)
         load = index["ids"] / index["slots"] if index["slots"] else 0.0
@@ -231,15 +285,18 @@ class DynamicTable:
         events = {"inserted": inserted, "admitted": inserted if open_ else admitted, "refused": refused}
         found = index | {"load": load} | self.group.rows.stats(self.number, index["ids"]) | events
         found |= {"evicted": evicted} | self.group.gate.stats(self.number)
+        found["bytes"] = sum(int(found.get(part, 0)) for part in ("row_bytes", "index_bytes", "admission_bytes"))
         return found | self._scan() if scan else found
 
     def _scan(self) -> dict[str, float]:
         mean, most = self.group.index.probe_lengths(self.number)
         _, rows = self.group.index.items(self.number)
         norms = [torch.linalg.vector_norm(self.weight(part).double(), dim=1) for part in rows.split(1 << 18)]
-        norm_N = torch.cat(norms) if len(rows) else torch.zeros(1, dtype=torch.float64)
-        norm = {"norm_min": float(norm_N.min()), "norm_mean": float(norm_N.mean()), "norm_max": float(norm_N.max())}
-        return {"probe_mean": mean, "probe_max": most} | norm
+        norm_N = torch.cat(norms).numpy() if len(rows) else np.zeros(1)
+        found = {"norm_min": norm_N.min(), "norm_mean": norm_N.mean(), "norm_max": norm_N.max()}
+        percentiles = dict(zip(NORM_PERCENTILES, np.percentile(norm_N, NORM_PERCENTILES), strict=True))
+        found |= {f"norm_p{percent}": value for percent, value in percentiles.items()}
+        return {"probe_mean": mean, "probe_max": most} | {name: float(value) for name, value in found.items()}
 
     def _as_one_run(self, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         return torch.tensor([0, len(ids_N)]), torch.tensor([self.number])

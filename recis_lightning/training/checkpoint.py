@@ -20,7 +20,6 @@ N rows of a part, D row width, S virtual shards of a part.
 import dataclasses
 import io
 import json
-import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +32,6 @@ from torch import Tensor, nn
 
 import recis_lightning
 from recis_lightning.embedding.exchange import owned_shards
-from recis_lightning.schema.optimizers import first_state
 from recis_lightning.tables import DynamicTable, TableSlice, virtual_shard
 from recis_lightning.training.dense_shards import cut_state
 from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter, Files
@@ -78,8 +76,7 @@ def save_checkpoint(
         for name in list(common) if ranks.rank == 0 else ():
             writer.add(name, common.pop(name))
         return writer.files, {
-            name: _describe(table) | {"parts": _save_table(writer, table, shards, with_optimizer, part_bytes)}
-            for name, table in tables.items()
+            name: save_table(writer, table, shards, with_optimizer, part_bytes) for name, table in tables.items()
         }
 
     ranks.together(begin)
@@ -155,12 +152,19 @@ def _describe(table: DynamicTable) -> dict[str, Any]:
     } | ({"policies": table.policy_state()} if table.has_policies else {})
 
 
-def _save_table(
-    writer: DirectoryWriter, table: DynamicTable, shards: tuple[int, int], with_optimizer: bool, part_bytes: int
-) -> list[dict[str, Any]]:
-    """Write the virtual shards of a table that are here part by part; each is as many as fit ``part_bytes``."""
+def save_table(
+    writer: DirectoryWriter,
+    table: DynamicTable,
+    shards: tuple[int, int],
+    with_optimizer: bool,
+    part_bytes: int = PART_BYTES,
+) -> dict[str, Any]:
+    """Write the virtual shards of a table that are here part by part, each as many as fit ``part_bytes``.
+
+    Returns the table's entry in the manifest.
+    """
     parts = []
-    for first, last in _shard_ranges(table, shards, part_bytes):
+    for first, last in table.shard_ranges(part_bytes, *shards):
         rows = table.export(first, last)
         name = f"tables/{table.name}/{first:04d}-{last:04d}.safetensors"
         tensors = _as_tensors(rows, first, last, with_optimizer)
@@ -169,21 +173,7 @@ def _save_table(
             tensors |= {ADMISSION + key: tensor.contiguous() for key, tensor in counted.items()}
         writer.add(name, safetensors.torch.save(tensors), rows=len(rows.ids))
         parts.append({"file": name, "first_shard": first, "last_shard": last})
-    return parts
-
-
-def _shard_ranges(table: DynamicTable, shards: tuple[int, int], part_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut the virtual shards [first, last) into equal ranges of about ``part_bytes``: ids spread evenly over them."""
-    empty = table.export(0, 0)
-    tensors = (empty.ids, empty.weight, *empty.slots.values(), empty.last_step, empty.count)
-    row_bytes = sum(tensor.itemsize * math.prod(tensor.shape[1:]) for tensor in tensors)
-    begin, end = shards
-    parts = 1
-    while parts < end - begin and len(table) * row_bytes > part_bytes * parts:
-        parts *= 2
-    size = max((end - begin) // parts, 1)
-    for first in range(begin, end, size):
-        yield first, min(first + size, end)
+    return _describe(table) | {"parts": parts}
 
 
 def _as_tensors(rows: TableSlice, first: int, last: int, with_optimizer: bool) -> dict[str, Tensor]:
@@ -259,7 +249,9 @@ def load_table(
     table.clear()
     for part in saved["parts"]:
         if part["first_shard"] < last_shard and first_shard < part["last_shard"]:
-            rows, counted = _read_part(reader, part, table, first_shard, last_shard)
+            rows, counted = _read_part(reader, part, first_shard, last_shard)
+            if not rows.slots:  # of a checkpoint of the weights alone
+                rows = table.complete(rows.ids, rows.weight, None, rows.last_step, rows.count)
             table.load(rows)
             table.load_admission(counted, first_shard, last_shard)
     table.step = saved["step"]
@@ -267,6 +259,18 @@ def load_table(
         # What has happened to ids is counted once: by the rank that holds the first of them.
         events = saved["policies"]["events"]
         table.load_policy_state(saved["policies"] | {"events": events if first_shard == 0 else [0] * len(events)})
+
+
+def read_rows(
+    reader: DirectoryReader, name: str, first_shard: int = 0, last_shard: int = SHARDS
+) -> Iterator[TableSlice]:
+    """The saved rows of a table in virtual shards [first_shard, last_shard), a part after the other.
+
+    They are ordered by mix64(id) as unsigned. Slots are empty where the checkpoint holds the weights alone.
+    """
+    for part in reader.manifest["tables"][name]["parts"]:
+        if part["first_shard"] < last_shard and first_shard < part["last_shard"]:
+            yield _read_part(reader, part, first_shard, last_shard)[0]
 
 
 def _table_mismatches(tables: Mapping[str, DynamicTable], saved: Mapping[str, Any]) -> Iterator[str]:
@@ -300,7 +304,7 @@ def _other_model(reader: DirectoryReader, what: str, problems: list[str], shown:
 
 
 def _read_part(
-    reader: DirectoryReader, part: Mapping[str, Any], table: DynamicTable, first_shard: int, last_shard: int
+    reader: DirectoryReader, part: Mapping[str, Any], first_shard: int, last_shard: int
 ) -> tuple[TableSlice, dict[str, Tensor]]:
     """The rows of a part that lie in a range of virtual shards, and what admission has counted in all of its shards."""
     tensors = safetensors.torch.load(reader.read(part["file"]))
@@ -313,20 +317,11 @@ def _read_part(
     rows = TableSlice(
         ids=tensors["ids"],
         weight=tensors["weight"],
-        slots=slots or _first_slots(table, stop - start),
+        slots=slots,
         last_step=tensors["last_step"],
         count=tensors["count"],
     )
     return rows, {name.removeprefix(ADMISSION): tensor for name, tensor in counted.items()}
-
-
-def _first_slots(table: DynamicTable, count: int) -> dict[str, Tensor]:
-    """The optimizer state of new rows, for a checkpoint of the weights alone."""
-    first = first_state(table.optimizer)
-    return {
-        name: slot.new_full((count, *slot.shape[1:]), first.get(name, 0.0))
-        for name, slot in table.export(0, 0).slots.items()
-    }
 
 
 # --------------------------------------------------------------------------------------------------------- random state

@@ -47,6 +47,7 @@ from recis_lightning.training.objectives import (
     scores_of,
     targets_of,
 )
+from recis_lightning.training.pretrained import LoadPretrained
 from recis_lightning.training.schedules import DeclaredSchedules
 from recis_lightning.training.sources import SourceMetrics, losses_by_source
 from recis_lightning.training.strategy import ShardedStrategy
@@ -108,6 +109,8 @@ class RecModule(LightningModule):
         self._callbacks.append(self._stop)
         if schema.towers:
             self._callbacks.insert(1, TowerReport())
+        if any(table.pretrained for table in schema.tables):
+            self._callbacks.insert(1, LoadPretrained())
 
     @property
     def tables(self) -> Mapping[str, DynamicTable]:

@@ -1,0 +1,93 @@
+"""Checkpoints of RecIS as files of rows: model-000000-of-000004.safetensors and so on.
+
+RecIS cuts a table in as many parts as there were ranks. A tensor of it is named `<table>.<slot>/part_<part>_<parts>`,
+its slots are `id`, `embedding`, the optimizer's (`sparse_adamw_tf_exp_avg`, ...) and `step_filter`, and those of one
+part may lie in different files. `tensorkey.json` says which table and slot a name is made of, for both may have dots.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from recis_lightning.schema import did_you_mean
+from recis_lightning.tables.row_files import PIECE_BYTES, TableFileError
+
+_FILES = "model-*-of-*.safetensors"
+_PART = re.compile(r"(?P<tensor>.+)/part_(?P<part>\d+)_(?P<parts>\d+)")
+_STEP = re.compile(r"sparse_\w+_step\b.*")
+_NAMES = {"id": "ids", "embedding": "weight", "step_filter": "last_step"}
+_STATE = ("exp_avg", "exp_avg_sq", "sum")  # how RecIS's names of our state end
+
+
+def find_recis_checkpoint(path: str | Path, table: str) -> "RecisTable | None":
+    """A table of the RecIS checkpoint in a folder; None where the folder is none."""
+    folder = Path(path)
+    files = sorted(folder.glob(_FILES)) if folder.is_dir() else []
+    return RecisTable(folder, files, table) if files else None
+
+
+class RecisTable:
+    """One table of a RecIS checkpoint, read as a `RowFile`. TableFileError where it is not there, or not whole."""
+
+    def __init__(self, folder: Path, files: list[Path], table: str) -> None:
+        self.path = str(folder)
+        self.step: int | None = None
+        self._parts: defaultdict[int, dict[str, tuple[Any, str]]] = defaultdict(dict)
+        key_file = folder / "tensorkey.json"
+        internal = json.loads(key_file.read_text()) if key_file.exists() else {}
+        tables, parts = set(), 0
+        for file in files:
+            try:
+                opened = safe_open(file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise TableFileError(f"file '{file}' cannot be read: {error}") from error
+            for key in opened.keys():  # noqa: SIM118  # no mapping
+                if _STEP.fullmatch(key):
+                    self.step = int(opened.get_tensor(key).reshape(-1)[0])
+                elif match := _PART.fullmatch(key):
+                    name, slot = _table_and_slot(match["tensor"], internal.get(key))
+                    tables.add(name)
+                    if name == table:
+                        self._parts[int(match["part"])][_our_name(slot)] = opened, key
+                        parts = int(match["parts"])
+        if not self._parts:
+            raise TableFileError(f"the RecIS checkpoint '{folder}' has no table '{table}'{did_you_mean(table, tables)}")
+        if missing := sorted(set(range(parts)) - self._parts.keys()):
+            raise TableFileError(
+                f"the RecIS checkpoint '{folder}' lacks part {missing[0]} of {parts} of table '{table}'; "
+                "copy the files of all ranks"
+            )
+        self.columns = sorted(set.intersection(*(set(part) for part in self._parts.values())))
+
+    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+        names = list(names)
+        for number in sorted(self._parts):
+            part = {name: opened.get_slice(key) for name, (opened, key) in self._parts[number].items() if name in names}
+            rows = {name: column.get_shape()[0] for name, column in part.items()}
+            if len(set(rows.values())) != 1:
+                raise TableFileError(f"part {number} of the RecIS checkpoint '{self.path}' has unequal rows: {rows}")
+            row_bytes = sum(8 * int(np.prod(column.get_shape()[1:])) for column in part.values())
+            size = max(1, PIECE_BYTES // row_bytes)
+            for begin in range(0, rows["ids"], size):
+                piece = {name: column[begin : begin + size] for name, column in part.items()}
+                if "last_step" in piece:
+                    piece["last_step"] = piece["last_step"].reshape(-1)  # [N, 1], as all slots of RecIS
+                yield piece
+
+
+def _table_and_slot(tensor: str, internal: str | None) -> tuple[str, str]:
+    """Of `item.embedding`, whose internal name is item@embedding^0@65536@65536: (item, embedding)."""
+    name, _, slot = internal.split("^")[0].rpartition("@") if internal else tensor.rpartition(".")
+    return name, slot
+
+
+def _our_name(slot: str) -> str:
+    state = next((name for name in _STATE if slot == name or slot.endswith(f"_{name}")), slot)
+    return _NAMES.get(slot, f"slot.{state}")

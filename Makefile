@@ -1,11 +1,13 @@
-# make demo | test | lint | bench [BENCH=step] : each installs into .venv first, once.
+# make demo | test | lint | bench [BENCH=step] : each installs into .venv first, once. make rivals [RIVALS=folder]
 PYTHON ?= python3
 VENV   ?= .venv
 BENCH  ?=
 PYTEST_ARGS ?=
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test lint format bench parity notebook clean
+RIVALS ?= build/rivals
+
+.PHONY: install demo test lint format bench rivals parity notebook clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +34,9 @@ format: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+rivals:
+	PYTHON=$(PYTHON) bash tests/benchmarks/rivals/make_environments.sh $(RIVALS)
 
 parity: install
 	$(BIN)/python -m tests.benchmarks.parity

@@ -15,10 +15,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +27,12 @@ from recis_lightning.optim import CompositeOptimizer, SparseOptimizer
 from recis_lightning.ragged import Ragged, stack_features
 from recis_lightning.schema import Schema
 from tests.benchmarks.report import Result
+from tests.benchmarks.rivals import draws
+from tests.benchmarks.rivals.draws import BATCH, EXPONENT, FEATURES, NEW, RANKS, TIMED, WARM_UP
 
-FEATURES, BATCH, WIDTHS = 26, 4096, (16, 64)
-RANKS, EXPONENT, NEW = 5_000_000, 1.05, 0.02
+WIDTHS = (16, 64)
 RIVAL_ROWS = 4_000_000
-WARM_UP, TIMED, RUNS = 12, 24, 5
+RUNS = 5
 OURS = {"2 % of ids new": "known", "tables empty at first": "empty"}
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 RIVALS: dict[str, dict[str, str]] = {
@@ -41,24 +42,12 @@ RIVALS: dict[str, dict[str, str]] = {
 
 
 def draw_ids(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each step 64-bit ids [F, B], drawn with probability ~ rank^-1.05 or never seen; bool [F, B] tells which."""
-    random = np.random.default_rng(1)
-    power = 1 - EXPONENT
-    unseen = 1 << 40
-    for _ in range(steps):
-        uniform = random.random((FEATURES, BATCH))
-        ranks = (1 + uniform * ((RANKS + 1) ** power - 1)) ** (1 / power)
-        ids = ranks.astype(np.int64)
-        new = random.random(ids.shape) < NEW
-        ids[new] = np.arange(unseen, unseen + new.sum())
-        unseen += int(new.sum())
-        ids += np.arange(FEATURES)[:, None] << 44
-        ids *= -7046029254386353131  # odd, so that ids stay different; they look like hashes now
-        yield torch.from_numpy(ids), torch.from_numpy(new)
+    """For each step int64 ids [F, B], and bool [F, B] that tells which were never seen before."""
+    return ((torch.from_numpy(ids), torch.from_numpy(new)) for ids, new in draws.draw_ids(steps))
 
 
 def labels(steps: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(2).integers(0, 2, (steps, BATCH)).astype(np.float32))
+    return torch.from_numpy(draws.draw_labels(steps))
 
 
 def make_mlp(width: int) -> nn.Sequential:
@@ -68,7 +57,10 @@ def make_mlp(width: int) -> nn.Sequential:
     )
 
 
-def ours(width: int, steps: int, tables: str) -> Iterator[Callable[[], None]]:
+def ours(
+    width: int, steps: int, tables: str, optimizer_kind: str = "adamw", policies: Mapping[str, Any] | None = None
+) -> Iterator[Callable[[], None]]:
+    """Steps of our tables, each ready to run; ``policies`` are admission, eviction and capacity of all of them."""
     schema = Schema.from_dict(
         {
             "columns": [{"name": f"c{{1..{FEATURES}}}", "dtype": "int64"}],
@@ -77,7 +69,8 @@ def ours(width: int, steps: int, tables: str) -> Iterator[Callable[[], None]]:
                     "name": f"c{{1..{FEATURES}}}",
                     "dim": width,
                     "initializer": {"kind": "uniform", "low": -0.05, "high": 0.05},
-                    "optimizer": {"kind": "adamw", "lr": 1e-3},
+                    "optimizer": {"kind": optimizer_kind, "lr": 1e-3},
+                    **(policies or {}),
                 }
             ],
             "features": [{"name": f"c{{1..{FEATURES}}}", "table": f"c{{1..{FEATURES}}}"}],
@@ -99,6 +92,8 @@ def ours(width: int, steps: int, tables: str) -> Iterator[Callable[[], None]]:
             logits = mlp(stack_features([pooled[name] for name in inputs]).flatten(1))
             nn.functional.binary_cross_entropy_with_logits(logits, label).backward()
             optimizer.step()
+            if policies:
+                embedding.evict()
 
         yield step
 
@@ -126,11 +121,15 @@ def measure(contestant: str, width: int) -> float:
     """Mean wall time of a step, in milliseconds; the contestant is `theirs`, or how our tables begin."""
     torch.set_num_threads(1)
     count = WARM_UP + TIMED
-    steps = list(theirs(width, count) if contestant == "theirs" else ours(width, count, contestant))
-    for step in steps[:WARM_UP]:
+    return mean_time(theirs(width, count) if contestant == "theirs" else ours(width, count, contestant))
+
+
+def mean_time(steps: Iterable[Callable[[], None]]) -> float:
+    ready = list(steps)
+    for step in ready[:WARM_UP]:
         step()
     times = [time.perf_counter()]
-    for step in steps[WARM_UP:]:
+    for step in ready[WARM_UP:]:
         step()
         times.append(time.perf_counter())
     return 1000 * statistics.fmean(end - begin for begin, end in pairwise(times))

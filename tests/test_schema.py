@@ -715,6 +715,10 @@ def test_policies_that_contradict_or_cannot_be_are_all_told_at_once() -> None:
         ({"eviction": {"kind": "ttl", "seconds": -1}}, "table 'c1': eviction ttl seconds is -1, need more than 0"),
         ({"eviction": {"kind": "l2_norm", "below": 0}}, "table 'c1': eviction l2_norm below is 0, need more than 0"),
         (
+            {"admission": {"kind": "bloom", "threshold": 2, "halve_every": 0}},
+            "table 'c1': admission bloom halve_every is 0, need at least 1, or nothing to keep all counts",
+        ),
+        (
             {"admission": {"kind": "counter", "threshold": 0}},
             "table 'c1': admission counter threshold is 0, need at least 1",
         ),

@@ -77,6 +77,22 @@ class EmbeddingCollection(nn.Module):
         """
         return {name: count for group in self.groups for name, count in group.evict().items()}
 
+    def erase(self, ids: Mapping[str, Tensor]) -> dict[str, int]:
+        """Forget ids, `{"user": ids_N, "item": ids_N}`: how many of them each of these tables held.
+
+        One call for each group of tables. Raises KeyError for a table that is none of these, and as `TableGroup.erase`.
+        """
+        erased: dict[str, int] = {}
+        tables = {name: self.tables[name] for name in ids}
+        for group in self.groups:
+            mine = [table for table in tables.values() if table.group is group]
+            if mine:
+                parts = [ids[table.name] for table in mine]
+                splits = torch.tensor([0, *map(len, parts)]).cumsum(0)
+                counts = group.erase(torch.cat(parts), splits, torch.tensor([table.number for table in mine]))
+                erased |= {table.name: counts[table.number] for table in mine}
+        return erased
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "EmbeddingCollection":
         """Nothing to move or cast: tables have the place and dtype they were declared with."""
         return self

@@ -45,13 +45,17 @@ class Bloom:
     """`Counter` in a fixed number of bytes: a counting Bloom filter. It may count an id too often, never too rarely.
 
     Of n ids seen, with c = bytes / 4096 * 4096 one-byte cells, about (1 - exp(-hashes * n / c)) ** hashes meet a count
-    that others left: 3 % for 4 bytes an id and 3 hashes, 15 % for 2.
+    that others left: 3 % for 4 bytes an id and 3 hashes, 15 % for 2. Without ``halve_every`` n is all ids ever seen, so
+    that the filter of an endless stream fills up and lets everything through; `DynamicTable.stats(scan=True)` tells as
+    ``bloom_passes`` which share of ids it has never seen would pass now.
     """
 
     kind: ClassVar[str] = "bloom"
     threshold: int
     bytes: int = 1 << 24
     hashes: int = 3
+    halve_every: int | None = None
+    """Every so many steps all counts are halved: an id then has to come often enough within about as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +175,8 @@ def _find_bad_admission(admission: Admission) -> Iterator[str]:
             yield f"bloom threshold is {admission.threshold}, its cells count to {BLOOM_CELLS_MOST}; take counter"
         if admission.bytes < 1 << 16:
             yield f"bloom bytes is {admission.bytes}, need at least 65536, 16 for each virtual shard"
+        if admission.halve_every is not None and admission.halve_every < 1:
+            yield f"bloom halve_every is {admission.halve_every}, need at least 1, or nothing to keep all counts"
         if not 1 <= admission.hashes <= 8:
             yield f"bloom hashes is {admission.hashes}, need 1 to 8"
 

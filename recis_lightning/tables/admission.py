@@ -37,8 +37,11 @@ class _Rule(Protocol):
     def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
         """Take over what `export` gave."""
 
-    def stats(self, table: int) -> dict[str, int]:
-        """waiting: ids it has met and not admitted, where it knows; admission_bytes."""
+    def end_step(self, step: int) -> None:
+        """Forget what is to be forgotten after a step."""
+
+    def stats(self, table: int, scan: bool) -> dict[str, float]:
+        """waiting: ids it has met and not admitted, where it knows; admission_bytes; what ``scan`` finds."""
 
 
 class Gate:
@@ -80,9 +83,14 @@ class Gate:
         if rule := self._rules.get(self._kinds[table]):
             rule.load(table, first_shard, last_shard, state)
 
-    def stats(self, table: int) -> dict[str, int]:
+    def end_step(self, step: int) -> None:
+        """Forget what is to be forgotten after a step."""
+        for rule in self._rules.values():
+            rule.end_step(step)
+
+    def stats(self, table: int, scan: bool) -> dict[str, float]:
         rule = self._rules.get(self._kinds[table])
-        return rule.stats(table) if rule else {}
+        return rule.stats(table, scan) if rule else {}
 
     def snapshot(self) -> list[dict[str, Tensor]]:
         """What is known of each table, as copies."""
@@ -117,10 +125,7 @@ class _CountingRule:
 
     def _rows_of(self, ids_M: Tensor, tables_M: Tensor) -> Tensor:
         """The row of each id's record, a new one at 0."""
-        tables_K, sizes_K = torch.unique_consecutive(tables_M, return_counts=True)
-        splits_K1 = torch.zeros(len(tables_K) + 1, dtype=torch.int64)
-        torch.cumsum(sizes_K, 0, out=splits_K1[1:])
-        inserted = self._index.find_or_insert(ids_M, splits_K1, tables_K, self._rows.pool)
+        inserted = self._index.find_or_insert(ids_M, *_runs(tables_M), self._rows.pool)
         self._rows.meta[inserted.new_rows, LAST_STEP] = 0
         self._rows.meta[inserted.new_rows, COUNT] = 0
         if inserted.full_table is not None:
@@ -131,9 +136,7 @@ class _CountingRule:
         return inserted.rows
 
     def _erase(self, rows_U: Tensor, tables_U: Tensor) -> None:
-        ids_U = self._rows.meta[rows_U, ID]
-        for table in tables_U.unique().tolist():
-            self._index.erase(ids_U[tables_U == table], table, self._rows.pool)
+        self._index.erase(self._rows.meta[rows_U, ID], *_runs(tables_U), self._rows.pool)
         self._rows.take_back(rows_U)
 
     def forget(self, table: int, last_step_below: int | None) -> None:
@@ -141,10 +144,9 @@ class _CountingRule:
             self._index.clear(table)
             self._rows.clear(table)
             return
-        ids, rows = self._index.items(table)
-        old = self._rows.meta[rows, LAST_STEP] < last_step_below
-        self._index.erase(ids[old], table, self._rows.pool)
-        self._rows.take_back(rows[old])
+        _, rows = self._index.items(table)
+        old = rows[self._rows.meta[rows, LAST_STEP] < last_step_below]
+        self._erase(old, torch.full_like(old, table))
 
     def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
         ids, rows = self._index.items(table, first_shard, last_shard)
@@ -159,16 +161,28 @@ class _CountingRule:
         self._rows.meta[rows, COUNT] = state["count"][kept]
         self._rows.meta[rows, LAST_STEP] = state["last_step"][kept]
 
-    def stats(self, table: int) -> dict[str, int]:
+    def end_step(self, step: int) -> None:
+        """Counts stay, until an eviction by age says otherwise."""
+
+    def stats(self, table: int, scan: bool) -> dict[str, float]:
         index = self._index.stats(table)
         bytes_ = index["index_bytes"] + self._rows.stats(table, index["ids"])["row_bytes"]
         return {"waiting": index["ids"], "admission_bytes": bytes_}
 
 
+def _runs(tables_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits and tables of the runs that ids of these tables make: [0, 0, 1] -> [0, 2, 3] and [0, 1]."""
+    tables_K, sizes_K = torch.unique_consecutive(tables_M, return_counts=True)
+    splits_K1 = torch.zeros(len(tables_K) + 1, dtype=torch.int64)
+    torch.cumsum(sizes_K, 0, out=splits_K1[1:])
+    return splits_K1, tables_K
+
+
 class _BloomRule:
     """Counting Bloom filters: each id has some cells among those of its virtual shard, and counts as their least one.
 
-    Counts only grow, up to 255, in whatever order ids come. So a rank that owns some virtual shards owns their cells.
+    Counts grow up to 255, in whatever order ids come, and are halved by the step's number, if at all. So a rank that
+    owns some virtual shards owns their cells.
     """
 
     def __init__(self, tables: Sequence[Table]) -> None:
@@ -180,6 +194,9 @@ class _BloomRule:
         self._hashes_T = torch.tensor([getattr(table.admission, "hashes", 0) for table in tables])
         self._threshold_T = torch.tensor([getattr(table.admission, "threshold", 1) for table in tables])
         self._cells = reserve((int(self._first_T[-1]),), torch.uint8)
+        self._halve_every = [getattr(table.admission, "halve_every", None) for table in tables]
+        self._halved_at = [0] * len(tables)
+        """The step after which cells were last halved, for a step may end twice: where none of the group took part."""
 
     def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
         cells_MH, is_cell_MH = self._cells_of(ids_M, tables_M)
@@ -205,10 +222,12 @@ class _BloomRule:
     def forget(self, table: int, last_step_below: int | None) -> None:
         if last_step_below is None:  # a cell does not know when it was last met
             self._part(table, 0, SHARDS).zero_()
+            self._halved_at[table] = 0
 
     def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
         shards = torch.tensor([first_shard, last_shard])
-        return {"cells": self._part(table, first_shard, last_shard).clone(), "shards": shards}
+        halved_at = torch.tensor(self._halved_at[table])
+        return {"cells": self._part(table, first_shard, last_shard).clone(), "shards": shards, "halved_at": halved_at}
 
     def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
         if "cells" not in state:
@@ -221,9 +240,21 @@ class _BloomRule:
                 f"{int(self._width_T[table]) * SHARDS:,} are declared; declare what was saved"
             )
         self._part(table, first, last).copy_(state["cells"][first - begin : last - begin])
+        self._halved_at[table] = int(state["halved_at"])
 
-    def stats(self, table: int) -> dict[str, int]:
-        return {"admission_bytes": int(self._width_T[table]) * SHARDS}
+    def end_step(self, step: int) -> None:
+        for table, every in enumerate(self._halve_every):
+            if every is not None and step % every == 0 and step > self._halved_at[table]:
+                self._part(table, 0, SHARDS).bitwise_right_shift_(1)
+                self._halved_at[table] = step
+
+    def stats(self, table: int, scan: bool) -> dict[str, float]:
+        found: dict[str, float] = {"admission_bytes": int(self._width_T[table]) * SHARDS}
+        if scan:
+            # The occurrence that asks counts as well: cells that lack one of the threshold let it pass.
+            full_S = (self._part(table, 0, SHARDS) >= self._threshold_T[table] - 1).double().mean(dim=1)
+            found["bloom_passes"] = float((full_S ** self._hashes_T[table]).mean())
+        return found
 
 
 class _ChanceRule:
@@ -248,5 +279,8 @@ class _ChanceRule:
     def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Any]) -> None:
         """Nothing is known."""
 
-    def stats(self, table: int) -> dict[str, int]:
+    def end_step(self, step: int) -> None:
+        """Nothing is known."""
+
+    def stats(self, table: int, scan: bool) -> dict[str, float]:
         return {}

@@ -24,7 +24,7 @@ from recis_lightning.tables.buffers import BufferPool
 from recis_lightning.tables.layout import FROZEN, Layout
 from recis_lightning.tables.pending import PendingGrad, sum_by_row
 from recis_lightning.tables.rows import DEFAULT_ROW, RowStore, TableFullError
-from recis_lightning.tables.table import ADMITTED, EVICTED, REFUSED, DynamicTable
+from recis_lightning.tables.table import ADMITTED, ERASED, EVICTED, REFUSED, DynamicTable
 from triton_ops.group_by_row import LAST_TICK, group_by_row
 from triton_ops.index import Index, mix64
 from triton_ops.initialize import FirstValue, FirstValues, initialize
@@ -213,9 +213,9 @@ class TableGroup:
     def evict(self, now: float | None = None) -> dict[str, int]:
         """Forget the ids that the tables' evictions name after this step: how many, for each table that forgot some.
 
-        To be called between two steps; an eviction acts where the number of steps is a multiple of its ``every``.
-        ``now`` is in Unix seconds, the system's time where it is not given. Raises RuntimeError where gradients wait
-        for the optimizer: they may be those of a row that would be forgotten.
+        What admission has counted ages with them. To be called between two steps; an eviction acts where the number of
+        steps is a multiple of its ``every``. ``now`` is in Unix seconds, the system's time where it is not given.
+        Raises RuntimeError where gradients wait for the optimizer: they may be those of a row that would be forgotten.
         """
         self._check_no_pending("evict")
         step, now = self.clock - 1, time.time() if now is None else now
@@ -227,23 +227,40 @@ class TableGroup:
                         evicted[table.name] = evicted.get(table.name, 0) + count
                     if (before := eviction.waits_until(table, policy, step, now)) is not None:
                         self.gate.forget(table.number, before)
+        self.gate.end_step(step)
         return evicted
 
     def _forget(self, table: DynamicTable, rows_V: Tensor) -> int:
+        if len(rows_V) == 0:
+            return 0
         # By id: which row a new id gets must not depend on where those of forgotten ids happened to lie.
         ids_V = self.meta[rows_V, ID].sort().values
-        count = self.erase(ids_V, table.number)
+        count = self.drop(ids_V, torch.tensor([0, len(ids_V)]), torch.tensor([table.number]))[table.number]
         self.events[table.number, EVICTED] += count
         return count
 
-    def erase(self, ids_N: Tensor, table: int) -> int:
-        """Forget ids of a table; their rows go to ids that are new later. Returns how many of them it held."""
+    def erase(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> list[int]:
+        """Forget ids of any tables, told as in `lookup`; how many each table of the group held.
+
+        Their rows go to ids that are new later; rows looked up before must not be used afterwards. Raises RuntimeError
+        while gradients wait for the optimizer.
+        """
         self._check_no_pending("erase")
-        rows_N = self.index.find(ids_N, torch.tensor([0, len(ids_N)]), torch.tensor([table]))
-        count = self.index.erase(ids_N, table, self.rows.pool)
+        counts = self.drop(ids_N, splits_K1, table_index_K.to(torch.int64))
+        self.events[:, ERASED] += counts
+        return counts
+
+    def drop(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor) -> list[int]:
+        """`erase` that does not count among the events of tables: for rows that others hold from now on."""
+        before = {table: len(self.tables[table]) for table in tables_K.tolist()}
+        rows_N = self.index.find(ids_N, splits_K1, tables_K)
+        self.index.erase(ids_N, splits_K1, tables_K, self.rows.pool)
         self.rows.take_back(rows_N[rows_N >= 0])
-        self.erasures += count > 0
-        return count
+        counts = [0] * len(self.tables)
+        for table, count in before.items():
+            counts[table] = count - len(self.tables[table])
+        self.erasures += any(counts)
+        return counts
 
     def _check_no_pending(self, call: str) -> None:
         if self.pending:

@@ -158,8 +158,9 @@ class _SafetensorsWriter:
         self._rows += len(columns["ids"])
         for number, column in enumerate(columns.values()):
             with open(self._folder / str(number), "ab") as file:
-                if column.numel():
-                    file.write(column.contiguous().view(torch.uint8).numpy().data)
+                # A copy: strides of a tensor without rows, or of one, need not be those its bytes are viewed by.
+                plain = torch.empty(column.shape, dtype=column.dtype).copy_(column)
+                file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
 
     def close(self) -> None:
         header: dict[str, Any] = {"__metadata__": {METADATA: json.dumps({"step": self._step})}}

@@ -123,9 +123,7 @@ class DynamicTable:
 
         Rows looked up before must not be used afterwards. Raises RuntimeError while gradients wait for the optimizer.
         """
-        count = self.group.erase(ids_N, self.number)
-        self.group.events[self.number, ERASED] += count
-        return count
+        return self.group.erase(ids_N, *self._as_one_run(ids_N))[self.number]
 
     def weight(self, rows_N: Tensor) -> Tensor:
         """A copy of rows, [N, D]; IndexError for a row that is none, such as the -1 of `find`."""
@@ -230,7 +228,7 @@ class DynamicTable:
         counted = self.export_admission(first_shard, last_shard)
         for begin, end in ((0, first_shard), (last_shard, SHARDS)):
             ids, _ = self.group.index.items(self.number, begin, end)
-            self.group.erase(ids, self.number)
+            self.group.drop(ids, *self._as_one_run(ids))
         self.group.gate.forget(self.number)
         self.load_admission(counted, first_shard, last_shard)
 
@@ -284,7 +282,7 @@ class DynamicTable:
         open_ = self.declaration.admission == Always()
         events = {"inserted": inserted, "admitted": inserted if open_ else admitted, "refused": refused}
         found = index | {"load": load} | self.group.rows.stats(self.number, index["ids"]) | events
-        found |= {"evicted": evicted} | self.group.gate.stats(self.number)
+        found |= {"evicted": evicted} | self.group.gate.stats(self.number, scan)
         found["bytes"] = sum(int(found.get(part, 0)) for part in ("row_bytes", "index_bytes", "admission_bytes"))
         return found | self._scan() if scan else found
 

@@ -292,6 +292,18 @@ def test_large_outputs_are_kept_while_held_and_used_again_after() -> None:
     assert collection({"a": large})["a"].data_ptr() == place
 
 
+def test_ids_are_erased_by_the_names_of_their_tables() -> None:
+    tables = {"t": {}, "u": {}, "wide": {"dim": 5}}
+    collection = make_collection({name: {"table": name} for name in tables}, tables)
+    collection(dict.fromkeys(tables, IDS))
+    for group in collection.groups:
+        group.pending.clear()
+    assert collection.erase({"u": torch.tensor([5, 6]), "wide": torch.tensor([5, 7])}) == {"u": 1, "wide": 2}
+    assert {name: len(table) for name, table in collection.tables.items()} == {"t": 2, "u": 1, "wide": 0}
+    with pytest.raises(KeyError, match="shop"):
+        collection.erase({"shop": torch.tensor([5])})
+
+
 def test_a_second_backward_is_refused_as_everywhere() -> None:
     loss = make_collection({"a": {"table": "t"}})({"a": IDS})["a"].sum()
     loss.backward()

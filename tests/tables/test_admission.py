@@ -1,5 +1,7 @@
 """Admission: which unknown ids get a row, against counts in a dict."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -124,6 +126,32 @@ def test_bloom_cells_stop_at_their_largest_count() -> None:
     assert look_up(group, [1] * 254) == [[False] * 254]
     assert look_up(group, [1] * 1000) == [[True] * 1000]
     assert look_up(group, [2] * 300) == [[True] * 300]
+
+
+def test_halving_lets_counts_of_long_ago_fade_and_happens_once_a_step() -> None:
+    group = make_group(Bloom(threshold=4, bytes=1 << 16, halve_every=2), Bloom(threshold=4, bytes=1 << 16))
+    look_up(group, [1, 1, 1], [1, 1, 1])
+    group[0].step = 1
+    group.evict()
+    assert look_up(group, [2, 2], []) == [[False, False], []]
+    group[0].step = 2
+    for _ in range(3):  # as where other groups step and this one does not
+        group.evict()
+    twin = copy.deepcopy(group)
+    twin.evict()
+    for copied in (group, twin):  # 1 is counted 1, 2 is counted 1
+        assert look_up(copied, [1, 1, 2], [1]) == [[False, False, False], [True]]
+        assert look_up(copied, [1, 2], []) == [[True, False], []]
+
+
+def test_bloom_tells_which_share_of_unseen_ids_would_pass() -> None:
+    group = make_group(Bloom(threshold=2, bytes=1 << 16, hashes=2))
+    assert group[0].stats(scan=True)["bloom_passes"] == 0.0
+    look_up(group, list(range(20_000)))
+    told = group[0].stats(scan=True)["bloom_passes"]
+    (passed,) = look_up(group, list(range(10**6, 10**6 + 2000)))
+    assert 0.1 < told < 0.4
+    assert sum(passed) / 2000 == pytest.approx(told, abs=0.05)
 
 
 def test_id_forgotten_and_met_again_is_counted_anew() -> None:

@@ -63,6 +63,18 @@ def test_new_rows_start_with_the_optimizers_first_state_and_an_empty_record() ->
     assert group.meta[again].tolist() == [[0, 0, 0, 11]]
 
 
+def test_ids_of_several_tables_are_erased_in_one_call() -> None:
+    group = make_group("user", "item", "shop")
+    ids, splits, tables = torch.arange(60), torch.tensor([0, 20, 40, 60]), torch.tensor([0, 1, 2])
+    group.lookup(ids, splits, tables, insert=True)
+    erased = torch.tensor([0, 1, 99, 1, 0, 40, 41, 5, 5])
+    assert group.erase(erased, torch.tensor([0, 4, 5, 7, 9]), torch.tensor([0, 1, 2, 0])) == [3, 0, 2]
+    assert [len(table) for table in group] == [17, 20, 18]
+    assert [table.stats()["inserted"] for table in group] == [20] * 3
+    assert (group[0].find(torch.tensor([0, 1, 5])) == -1).all()
+    assert (group[1].find(torch.arange(20, 40)) >= 0).all()
+
+
 def test_full_group_is_an_error_that_names_the_table_and_keeps_the_ids_before() -> None:
     group = make_group("user", "item", max_rows=128)
     with pytest.raises(TableFullError, match="table 'item' is full: its group of 2 tables has room for 128 rows"):

@@ -53,7 +53,7 @@ class Tables:
         return self.index.find(ids, one_run(ids), torch.tensor([table]))
 
     def erase(self, ids: Tensor, table: int = 0) -> int:
-        return self.index.erase(ids, table, self.pool)
+        return self.index.erase(ids, one_run(ids), torch.tensor([table]), self.pool)
 
 
 def one_run(ids: Tensor) -> Tensor:
@@ -225,8 +225,11 @@ def test_any_sequence_of_calls_agrees_with_a_dict_and_with_the_reference(sequenc
             rows = subject.index.find(ids, splits, runs)
             assert rows.tolist() == [model[owner].get(id_, -1) for owner, id_ in zip(owners, ids.tolist(), strict=True)]
         elif name == "erase":
-            erased = len([id_ for id_ in dict.fromkeys(parts[0].tolist()) if model[table].pop(id_, None) is not None])
-            assert subject.erase(parts[0], table) == reference.erase(parts[0], table) == erased
+            erased = sum(
+                model[owner].pop(id_, None) is not None for owner, id_ in zip(owners, ids.tolist(), strict=True)
+            )
+            assert subject.index.erase(ids, splits, runs, subject.pool) == erased
+            assert reference.index.erase(ids, splits, runs, reference.pool) == erased
         elif name == "items":
             for one, other in zip(subject.index.items(table), reference.index.items(table), strict=True):
                 assert torch.equal(one, other)

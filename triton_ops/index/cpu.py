@@ -145,25 +145,27 @@ def find_or_insert(ids: Any, splits: Any, tables_of_runs: Any, start: Any, table
 
 
 @kernel
-def erase(ids: Any, table: Any, tables: Any, places: Any, directory: Any, used: Any, slots: Any, cursors: Any,
-          row_ids: Any) -> Any:  # fmt: skip
-    """Take ids out of a table, giving their rows back; returns how many there were."""
+def erase(ids: Any, splits: Any, tables_of_runs: Any, tables: Any, places: Any, directory: Any, used: Any, slots: Any,
+          cursors: Any, row_ids: Any) -> Any:  # fmt: skip
+    """Take ids out of their tables, giving their rows back; returns how many there were."""
     starts, masks = np.empty(BLOCK, np.uint64), np.empty(BLOCK, np.uint64)
-    first_entry, shift = tables[table, DIRECTORY], tables[table, SHIFT]
     erased = 0
-    for begin in range(0, len(ids), BLOCK):
-        count = min(BLOCK, len(ids) - begin)
-        _start_block(ids, begin, count, first_entry, shift, places, slots, starts, masks)
-        for i in range(count):
-            slot = _probe(ids[begin + i], starts[i], masks[i], slots)
-            row = slots[slot, ROW]
-            if row >= 0:
-                row_ids[row] = cursors[table, FREE]
-                cursors[table, FREE] = row
-                used[directory[_entry_of(mix64(ids[begin + i]), first_entry, shift)], HELD] -= 1
-                tables[table, COUNT] -= 1
-                _close_gap(slot, masks[i], slots)
-                erased += 1
+    for run in range(len(tables_of_runs)):
+        table = tables_of_runs[run]
+        first_entry, shift = tables[table, DIRECTORY], tables[table, SHIFT]
+        for begin in range(splits[run], splits[run + 1], BLOCK):
+            count = min(BLOCK, splits[run + 1] - begin)
+            _start_block(ids, begin, count, first_entry, shift, places, slots, starts, masks)
+            for i in range(count):
+                slot = _probe(ids[begin + i], starts[i], masks[i], slots)
+                row = slots[slot, ROW]
+                if row >= 0:
+                    row_ids[row] = cursors[table, FREE]
+                    cursors[table, FREE] = row
+                    used[directory[_entry_of(mix64(ids[begin + i]), first_entry, shift)], HELD] -= 1
+                    tables[table, COUNT] -= 1
+                    _close_gap(slot, masks[i], slots)
+                    erased += 1
     return erased
 
 

@@ -56,13 +56,14 @@ class Index:
         self._check(ids_N, splits_K1, tables_K)
         return self._implementation.find_or_insert(ids_N.contiguous(), splits_K1, tables_K, pool)
 
-    def erase(self, ids_N: Tensor, table: int, pool: RowPool) -> int:
-        """Forget ids of one table and give their rows back to ``pool``, the last one first to be used again.
+    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> int:
+        """Forget ids of any tables and give their rows back to ``pool``, a table's last one first to be used again.
 
         Ids that are not there, or were named before in the same call, are passed over. Returns how many were erased.
+        Arguments and errors as for `find`.
         """
-        self._check_ids(ids_N)
-        return self._implementation.erase(ids_N.contiguous(), self._check_table(table), pool)
+        self._check(ids_N, splits_K1, tables_K)
+        return self._implementation.erase(ids_N.contiguous(), splits_K1, tables_K, pool)
 
     def items(self, table: int, first_shard: int = 0, last_shard: int = SHARDS) -> tuple[Tensor, Tensor]:
         """Ids and rows of a table in virtual shards [first_shard, last_shard), ordered by mix64(id) as unsigned."""

@@ -74,11 +74,13 @@ class ReferenceIndex:
             rows_N[position] = row
         return Inserted(rows_N, torch.tensor(new_rows, dtype=torch.int64), full_table)
 
-    def erase(self, ids_N: Tensor, table: int, pool: RowPool) -> int:
-        erased = [row for id_ in ids_N.tolist() if (row := self._rows_of[table].pop(id_, None)) is not None]
-        for row in erased:
-            pool.give_back(table, row)
-        return len(erased)
+    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> int:
+        count = 0
+        for table, id_ in _pairs(ids_N, splits_K1, tables_K):
+            if (row := self._rows_of[table].pop(id_, None)) is not None:
+                pool.give_back(table, row)
+                count += 1
+        return count
 
     def items(self, table: int, first_shard: int, last_shard: int) -> tuple[Tensor, Tensor]:
         ids = torch.tensor(list(self._rows_of[table].keys()), dtype=torch.int64)

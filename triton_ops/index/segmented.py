@@ -103,9 +103,10 @@ class SegmentedIndex:
                 rows_N[position:] = -1
                 return Inserted(rows_N, new_rows_N[:count], table)
 
-    def erase(self, ids_N: Tensor, table: int, pool: RowPool) -> int:
+    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> int:
+        runs = ids_N.numpy(), splits_K1.numpy(), tables_K.numpy()
         index = self._tables, self._places, self._directory, self._used, self._slots
-        return int(cpu.erase(ids_N.numpy(), table, *index, pool.cursors, pool.row_ids))
+        return int(cpu.erase(*runs, *index, pool.cursors, pool.row_ids))
 
     def items(self, table: int, first_shard: int, last_shard: int) -> tuple[Tensor, Tensor]:
         places = self._places_of(table, first_shard, last_shard)

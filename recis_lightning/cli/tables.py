@@ -40,7 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--table", required=True)
     export.add_argument("--out", required=True, help="a file *.safetensors, *.parquet or *.orc, or a folder for parts")
     export.add_argument("--format", choices=("safetensors", "parquet", "orc"), help="of the parts in a folder")
-    export.add_argument("--ids", type=_range, metavar="LOW:HIGH", help="only ids from LOW up to, not including, HIGH")
+    export.add_argument(
+        "--ids",
+        type=_range,
+        metavar="LOW:HIGH",
+        help="only ids from LOW up to, not including, HIGH; --ids=-5:10 where LOW is negative",
+    )
     export.add_argument("--shards", type=_range, metavar="FIRST:LAST", help=f"only these virtual shards of {SHARDS}")
     export.add_argument("--weights-only", action="store_true", help="ids and embeddings, no optimizer state or counts")
     export.set_defaults(run=_export)

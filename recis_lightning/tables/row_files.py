@@ -201,7 +201,8 @@ class _ParquetWriter:
 class _OrcWriter:
     def __init__(self, path: Path, step: int) -> None:
         self._step = step
-        self._writer = pyarrow.orc.ORCWriter(str(path), compression="zstd", stripe_size=PIECE_BYTES)
+        # A stripe is read as a whole, and may take several times as much memory as it has bytes in the file.
+        self._writer = pyarrow.orc.ORCWriter(str(path), compression="zstd", stripe_size=PIECE_BYTES // 4)
 
     def write(self, columns: Mapping[str, Tensor]) -> None:
         columns = {**columns, STEP: torch.full((len(columns["ids"]),), self._step)}

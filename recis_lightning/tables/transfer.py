@@ -166,11 +166,17 @@ def _as_slice(table: DynamicTable, file: RowFile, piece: dict[str, Tensor], ids:
         raise TableFileError(
             f"{where}: the vector of id {int(ids_N[~finite_N][0])} in '{file.path}' has NaN or infinite numbers"
         )
+    converted_ND = weight_ND.to(table.dtype)
+    if not table.dtype.is_floating_point and (weight_ND.is_floating_point() or (converted_ND != weight_ND).any()):
+        raise TableFileError(
+            f"{where} holds {table.dtype}, column '{vector}' of '{file.path}' is {weight_ND.dtype} with values from "
+            f"{weight_ND.min().item():g} to {weight_ND.max().item():g}, which do not all fit"
+        )
     like = table.export(0, 0)
     slots = {name: piece[SLOT + name].to(slot.dtype) for name, slot in like.slots.items() if SLOT + name in piece}
     return table.complete(
         ids_N.to(torch.int64),
-        weight_ND.to(table.dtype),
+        converted_ND,
         slots or None,
         piece.get("last_step"),
         piece.get("count"),

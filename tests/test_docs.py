@@ -1,0 +1,42 @@
+"""What the documentation shows is what there is."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from recis_lightning.cli.tables import _parser
+from recis_lightning.schema import INITIALIZERS, Schema
+from recis_lightning.schema.policies import ADMISSIONS, EVICTIONS
+
+TABLES = Path(__file__).parents[1].joinpath("docs/tables.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_declared_tables_of_the_docs_are_tables() -> None:
+    (declared,) = blocks(TABLES, "yaml")
+    tables = yaml.safe_load(declared)["tables"]
+    names = ["item", "user", "shop"]
+    schema = {
+        "columns": [{"name": name, "dtype": "int64"} for name in names],
+        "features": [{"name": name, "table": name} for name in names],
+        "tasks": [],
+    }
+    assert [table.name for table in Schema.from_dict(schema | {"tables": tables}).tables] == names
+
+
+def test_commands_of_the_docs_parse() -> None:
+    lines = [line for block in blocks(TABLES, "bash") for line in block.splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        words = line.split("#")[0].split()
+        assert words[:2] == ["recis", "tables"]
+        _parser().parse_args(words[2:])
+
+
+def test_every_kind_is_told_of() -> None:
+    for kind in (*INITIALIZERS, *ADMISSIONS, *EVICTIONS):
+        assert f"`{kind}`" in TABLES

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numba
+
+log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parent
 
@@ -41,7 +44,14 @@ def cache_folder() -> Path | None:
     given = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     bases = [Path(given)] if given else [_ROOT / "__pycache__", Path("~/.cache/triton_ops").expanduser()]
     name = f"kernels-{digest(_ROOT)}"
-    return next((base / name for base in bases if _is_writable(base / name)), None)
+    found = next((base / name for base in bases if _is_writable(base / name)), None)
+    if found is None:
+        log.warning(
+            "compiled kernels can be kept nowhere: none of %s can be written, so each process compiles for some 10 s; "
+            "set NUMBA_CACHE_DIR to a folder that can",
+            ", ".join(map(str, bases)),
+        )
+    return found
 
 
 def digest(root: Path) -> str:

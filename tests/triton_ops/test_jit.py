@@ -47,8 +47,11 @@ def test_folder_that_is_given_to_numba_is_used(tmp_path: Path, monkeypatch: pyte
     assert str(tmp_path) == numba.config.CACHE_DIR
 
 
-def test_kernels_compile_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_compile_where_nothing_can_be_written_and_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (file := tmp_path / "file").touch()
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(file))
     assert jit.cache_folder() is None
+    assert "each process compiles for some 10 s; set NUMBA_CACHE_DIR" in caplog.text
     assert jit.kernel(add_one)(1) == 2

@@ -10,7 +10,7 @@ from triton_ops.jit import kernel
 from triton_ops.prefetch import prefetch
 from triton_ops.row_layout import COUNT, GRANULE, LAST_STEP, RECORD, STAMP, UNTRAINED
 
-AHEAD = 16  # records on their way while one is read
+AHEAD = 32  # records on their way while one is read
 RECORD_BYTES = 8 * RECORD
 
 

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 
+import torch
 import yaml
 
 from recis_lightning.cli.tables import _parser
 from recis_lightning.schema import INITIALIZERS, Schema
 from recis_lightning.schema.policies import ADMISSIONS, EVICTIONS
+from triton_ops.transform import modulo
 
 TABLES = Path(__file__).parents[1].joinpath("docs/tables.md").read_text()
 
@@ -40,3 +42,9 @@ def test_commands_of_the_docs_parse() -> None:
 def test_every_kind_is_told_of() -> None:
     for kind in (*INITIALIZERS, *ADMISSIONS, *EVICTIONS):
         assert f"`{kind}`" in TABLES
+
+
+def test_the_modulo_for_ids_of_recis_keeps_the_bits_that_recis_keeps() -> None:
+    (divisor,) = map(int, re.findall(r"kind: modulo, divisor: (\d+)", TABLES))
+    ids = torch.tensor([0, 5, -1, 2**52, 2**52 + 7, -(2**63), 2**63 - 1])
+    assert torch.equal(modulo([ids], [divisor])[0], ids & (2**52 - 1))

@@ -80,7 +80,8 @@ class EmbeddingCollection(nn.Module):
     def erase(self, ids: Mapping[str, Tensor]) -> dict[str, int]:
         """Forget ids, `{"user": ids_N, "item": ids_N}`: how many of them each of these tables held.
 
-        One call for each group of tables. Raises KeyError for a table that is none of these, and as `TableGroup.erase`.
+        One call for each group of tables; of several ranks each forgets those that it holds. Raises KeyError for a
+        table that is none of these, and as `TableGroup.erase`.
         """
         erased: dict[str, int] = {}
         tables = {name: self.tables[name] for name in ids}

@@ -3,6 +3,7 @@
 N rows of a piece, D row width.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from recis_lightning.tables.row_files import (
     open_row_files,
 )
 from recis_lightning.tables.table import DynamicTable, TableSlice
-from triton_ops.index import SHARDS
+from triton_ops.index import SHARDS, virtual_shard
+
+log = logging.getLogger(__name__)
 
 SLOT = "slot."  # how optimizer state is named among the columns of a file
 
@@ -51,11 +54,7 @@ def export_table(
     ``optimizer``, only ids and embeddings are written. Rows are ordered by mix64(id) as unsigned; memory is bounded,
     whatever the table's size. Raises TableFileError where ``out`` does not serve.
     """
-    pieces = (
-        table.export(max(first, shards[0]), min(last, shards[1]))
-        for first, last in table.shard_ranges(PIECE_BYTES)
-        if first < shards[1] and shards[0] < last
-    )
+    pieces = (table.export(*piece) for piece in table.shard_ranges(PIECE_BYTES, *shards))
     return write_rows(pieces, table.export(0, 0), out, format, table.step, ids=ids, optimizer=optimizer)
 
 
@@ -97,13 +96,15 @@ def import_table(
     ids: str = "ids",
     vector: str = "weight",
     optimizer: bool = True,
+    shards: tuple[int, int] = (0, SHARDS),
 ) -> int:
     """Insert or overwrite the ids of files with what these hold of each; returns how many there were.
 
     ``path`` is a file or a folder that `export_table` wrote, a checkpoint folder of RecIS (``name`` is then the table's
     name there, the table's own where not given), or any safetensors, Parquet or ORC file whose columns ``ids`` and
     ``vector`` hold integers and lists of D floats. Floats are rounded to the table's dtype. What files do not hold is
-    that of new rows; without ``optimizer`` that of the optimizer is not read. Admission is not asked.
+    that of new rows; without ``optimizer`` that of the optimizer is not read. Only ids in virtual shards [first, last)
+    of ``shards`` are taken. Admission is not asked.
 
     Raises TableFileError, naming file and table, where something does not fit, and TableFullError; the table then
     holds the pieces before.
@@ -117,7 +118,7 @@ def import_table(
         check_columns(file, (ids, vector))
         names = [ids, vector, *_further_columns(table, file, vector, optimizer)]
         for piece in file.read(names):
-            part = _as_slice(table, file, piece, ids, vector)
+            part = _in_shards(_as_slice(table, file, piece, ids, vector), shards)
             try:
                 rows = table.load(part)
             except ValueError as error:
@@ -132,6 +133,11 @@ def import_table(
         if optimizer and file.step is not None:
             # Rows may say that they were looked up in a step that this table has yet to make.
             table.step = max(table.step, file.step)
+        elif any(name.startswith(SLOT) for name in names):
+            log.warning(
+                "'%s' does not tell how many steps the optimizer of table '%s' had made; it goes on from step %d",
+                file.path, table.name, table.step,
+            )  # fmt: skip
     return count
 
 
@@ -183,8 +189,17 @@ def _as_slice(table: DynamicTable, file: RowFile, piece: dict[str, Tensor], ids:
     )
 
 
-def load_pretrained(table: DynamicTable) -> int:
+def _in_shards(part: TableSlice, shards: tuple[int, int]) -> TableSlice:
+    if shards == (0, SHARDS):
+        return part
+    shard_N = virtual_shard(part.ids)
+    return part.select((shard_N >= shards[0]) & (shard_N < shards[1]))
+
+
+def load_pretrained(table: DynamicTable, shards: tuple[int, int] = (0, SHARDS)) -> int:
     """Fill an empty table with the vectors that its declaration names; how many, 0 where it names none.
+
+    Only with those in virtual shards [first, last) of ``shards``.
 
     Raises TableFileError, naming table and file, where they do not fit.
     """
@@ -193,6 +208,7 @@ def load_pretrained(table: DynamicTable) -> int:
         return 0
     try:
         path = expand_path(pretrained.path)
-        return import_table(table, path, ids=pretrained.id, vector=pretrained.vector, optimizer=False)
+        columns = {"ids": pretrained.id, "vector": pretrained.vector}
+        return import_table(table, path, **columns, optimizer=False, shards=shards)
     except ValueError as error:
         raise TableFileError(f"pretrained vectors of table '{table.name}': {error}") from error

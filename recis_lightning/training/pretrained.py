@@ -5,13 +5,17 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from recis_lightning.embedding.exchange import owned_shards
 from recis_lightning.tables.transfer import load_pretrained
+from triton_ops.index import SHARDS
 
 log = logging.getLogger(__name__)
 
 
 class LoadPretrained(Callback):
     """Fills tables from the files that their declarations name: once, before the first batch of whatever runs first.
+
+    Where several ranks share the tables, each takes the ids that it owns.
 
     Not where a checkpoint was loaded: then rows are its, and the files need not be there any more.
     """
@@ -23,9 +27,11 @@ class LoadPretrained(Callback):
         if self._is_done or trainer.ckpt_path is not None:
             return
         self._is_done = True
-        tables: Any = pl_module.tables
-        for table in tables.values():
-            if count := load_pretrained(table):
+        embedding: Any = pl_module.embedding
+        exchange = embedding.exchange
+        shards = owned_shards(exchange.rank, exchange.world_size) if exchange else (0, SHARDS)
+        for table in embedding.tables.values():
+            if count := load_pretrained(table, shards):
                 log.info("table '%s' begins with %s pretrained vectors", table.name, f"{count:,}")
 
     on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _load

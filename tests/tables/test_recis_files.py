@@ -21,7 +21,12 @@ def column(seed: int, width: int = 3) -> torch.Tensor:
 
 
 def write_checkpoint(
-    folder: Path, slots: dict[str, torch.Tensor], table: str = "user", parts: int = 2, files: int = 2, step: int = 7
+    folder: Path,
+    slots: dict[str, torch.Tensor],
+    table: str = "user",
+    parts: int = 2,
+    files: int = 2,
+    step: int | None = 7,
 ) -> None:
     """Parts by id % 65536 in equal ranges; tensors go around the files one by one, as RecIS hands out its blocks."""
     folder.mkdir()
@@ -35,7 +40,8 @@ def write_checkpoint(
             key_names[key] = f"{table}@{slot}^{begin}@{end}@65536"
             tensors[turn % files][key] = values[owner == part].contiguous()
             turn += 1
-    tensors[0]["sparse_adamw_tf_step^ "] = torch.tensor([step])
+    if step is not None:
+        tensors[0]["sparse_adamw_tf_step^ "] = torch.tensor([step])
     tensors[0]["dense.weight^ "] = torch.ones(2, 2)
     for number, content in enumerate(tensors):
         save_file(content, folder / f"model-{number:06d}-of-{files:06d}.safetensors")
@@ -82,6 +88,15 @@ def test_tables_of_other_names_and_optimizers_are_read_too(
     assert torch.equal(found.weight, column(1))
     for values in slots.values():
         assert torch.equal(found.slots["sum"], values)
+
+
+def test_a_checkpoint_that_does_not_tell_its_step_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_checkpoint(tmp_path / "ckpt", ADAM, step=None)
+    table = make_table(AdamW())
+    table.step = 3
+    import_table(table, tmp_path / "ckpt")
+    assert table.step == 3
+    assert "does not tell how many steps the optimizer of table 'user' had made; it goes on from step 3" in caplog.text
 
 
 def test_names_are_read_from_the_tensors_where_tensorkey_json_is_gone(tmp_path: Path) -> None:

@@ -122,6 +122,16 @@ def test_import_overwrites_what_is_there_and_leaves_the_rest(tmp_path: Path) -> 
     assert torch.equal(other.weight(other.find(kept.ids)), kept.weight)
 
 
+def test_imports_of_ranges_of_virtual_shards_make_the_whole(tmp_path: Path) -> None:
+    table = trained()
+    export_table(table, tmp_path / "item.orc")
+    for first in range(0, 4096, 1024):
+        part = make_table(Adam())
+        count = import_table(part, tmp_path / "item.orc", shards=(first, first + 1024))
+        assert count == len(part)
+        assert_equal_slices(part.export(), table.export(first, first + 1024))
+
+
 # ----------------------------------------------------------------------------------------------------- what goes wrong
 
 

@@ -2,7 +2,9 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from recis_lightning.embedding.exchange import owned_shards
 from recis_lightning.schema import Schema
-from recis_lightning.tables import TableSlice
+from recis_lightning.tables import TableSlice, virtual_shard
 from recis_lightning.tables.row_files import TableFileError
-from recis_lightning.training import RecModule, checkpoint
+from recis_lightning.training import RecModule, strategy
+from recis_lightning.training.checkpoint import save_checkpoint
 from recis_lightning.training.files import CheckpointError, DirectoryReader
+from recis_lightning.training.pretrained import LoadPretrained
 from recis_lightning.training.table_files import export_saved_table, import_into_checkpoint
 from tests.tables.test_table import assert_equal_slices
 from tests.training.helpers import MemoryLoader, make_module, make_schema, make_trainer
@@ -38,8 +43,7 @@ def rows_of(path: str, table: str) -> TableSlice:
 def test_a_table_that_goes_out_and_into_an_emptied_one_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
-    monkeypatch.setattr(checkpoint, "PART_BYTES", 500)  # several parts
-    monkeypatch.setattr(checkpoint.save_checkpoint, "__defaults__", (500, None))
+    monkeypatch.setattr(strategy, "save_checkpoint", partial(save_checkpoint, part_bytes=500))  # several parts
     module, path = saved(tmp_path)
     table, file = module.tables["item"], tmp_path / f"item.{format}"
     assert len(DirectoryReader(path).manifest["tables"]["item"]["parts"]) > 1
@@ -144,3 +148,20 @@ def test_pretrained_file_that_is_missing_is_an_error_before_the_first_batch(tmp_
     with pytest.raises(TableFileError, match="pretrained vectors of table 'item': there is no file or folder"):
         make_trainer(tmp_path).fit(module, MemoryLoader())
     assert len(module.tables["user"]) == 0
+
+
+def test_each_of_several_ranks_takes_the_pretrained_vectors_that_it_owns(tmp_path: Path) -> None:
+    vectors = pa.table({"id": list(range(100)), "vector": [[float(id_)] * 4 for id_ in range(100)]})
+    pq.write_table(vectors, tmp_path / "v.parquet")
+    taken = []
+    for rank in range(3):
+        module = make_module(with_pretrained(tmp_path / "v.parquet"))
+        exchange = SimpleNamespace(rank=rank, world_size=3)
+        embedding = SimpleNamespace(tables=module.embedding.tables, exchange=exchange)
+        LoadPretrained().on_train_start(SimpleNamespace(ckpt_path=None), SimpleNamespace(embedding=embedding))  # type: ignore[arg-type]
+        found = module.tables["item"].export()
+        first, last = owned_shards(rank, 3)
+        assert ((virtual_shard(found.ids) >= first) & (virtual_shard(found.ids) < last)).all()
+        assert torch.equal(found.weight, found.ids[:, None].float().expand(-1, 4))
+        taken += found.ids.tolist()
+    assert sorted(taken) == list(range(100))

@@ -46,6 +46,19 @@ def _pointer_to(element: Any) -> Any:
     return pointer
 
 
+def _pointer_to_element() -> Any:
+    @intrinsic
+    def pointer(typing_context, address, like):  # type: ignore[no-untyped-def]
+        signature = types.CPointer(like.dtype)(types.int64, like)
+
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return signature, generate
+
+    return pointer
+
+
 @intrinsic
 def high_product(typing_context, left, right):  # type: ignore[no-untyped-def]
     """The upper 64 bits of the product of two uint64."""
@@ -64,3 +77,4 @@ int64_at = _pointer_to(types.int64)
 int32_at = _pointer_to(types.int32)
 uint8_at = _pointer_to(types.uint8)
 float32_at = _pointer_to(types.float32)
+values_at = _pointer_to_element()  # values_at(address, array): of the type that the array holds

@@ -55,3 +55,10 @@ def test_kernels_compile_where_nothing_can_be_written_and_it_is_told(
     assert jit.cache_folder() is None
     assert "each process compiles for some 10 s; set NUMBA_CACHE_DIR" in caplog.text
     assert jit.kernel(add_one)(1) == 2
+
+
+def test_what_is_kept_on_disk_is_made_by_kernel_alone() -> None:
+    # It is kept by the content of all sources: Numba alone goes by that of its own file.
+    root = Path(jit.__file__).parent
+    users = [path.name for path in root.rglob("*.py") if "cache=True" in path.read_text()]
+    assert users == ["jit.py"]

@@ -9,6 +9,7 @@ from numba import njit
 from torch import Tensor, from_numpy
 
 from triton_ops.hash_bytes import reference
+from triton_ops.jit import kernel
 
 U = np.uint64
 K0, K1, K2, MURMUR_M = U(reference.K0), U(reference.K1), U(reference.K2), U(reference.MURMUR_M)
@@ -126,7 +127,7 @@ def _farm_long(data, start, n):  # type: ignore[no-untyped-def]
     return _mix(first + _fold(y) * K0 + z, second + x, multiplier)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _hash_farm(data, offsets, out):  # type: ignore[no-untyped-def]
     for row in range(len(offsets) - 1):
         start = U(offsets[row])
@@ -142,7 +143,7 @@ def _hash_farm(data, offsets, out):  # type: ignore[no-untyped-def]
         out[row] = np.int64(value)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _hash_murmur(data, offsets, out):  # type: ignore[no-untyped-def]
     for row in range(len(offsets) - 1):
         start = U(offsets[row])
@@ -184,7 +185,7 @@ def _xxh64_blocks(data, start, n):  # type: ignore[no-untyped-def]
     return (value ^ _xxh64_round(U(0), d)) * X1 + X4
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _hash_xxh64(data, offsets, out):  # type: ignore[no-untyped-def]
     for row in range(len(offsets) - 1):
         start = U(offsets[row])

@@ -5,14 +5,13 @@ Placement reads at random and writes in order, which is two to three times faste
 twice the sum. Row numbers are uint32: a signed index is checked for wrap-around, and a wider one costs bandwidth.
 """
 
-from typing import Any
-
 import numba
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from triton_ops.columns import float32_at, int64_at, uint8_at
+from triton_ops.columns import float32_at, int64_at, uint8_at, values_at
+from triton_ops.jit import kernel
 from triton_ops.pack.types import LARGEST_WHOLE, Column, ListColumn, Scan
 from triton_ops.prefetch import LINE, prefetch
 
@@ -31,13 +30,13 @@ def _is_unfit(value, limit):  # type: ignore[no-untyped-def]
     return ((value > limit) | (value < -limit)) & (value - value == 0)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gather(values, rows, places, target):  # type: ignore[no-untyped-def]
     for k in range(len(rows)):
         target[places[k]] = values[rows[k]]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gather_valid(values, validity, rows, places, target, default):  # type: ignore[no-untyped-def]
     missing = 0
     for k in range(len(rows)):
@@ -47,13 +46,13 @@ def _gather_valid(values, validity, rows, places, target, default):  # type: ign
     return missing
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _mark(validity, rows, places, present):  # type: ignore[no-untyped-def]
     for k in range(len(rows)):
         present[places[k]] = _bit(validity, rows[k])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _count_unfit(values, validity, rows, limit):  # type: ignore[no-untyped-def]
     unfit = 0
     for k in range(len(rows)):
@@ -61,7 +60,7 @@ def _count_unfit(values, validity, rows, limit):  # type: ignore[no-untyped-def]
     return unfit
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gather_optional(  # type: ignore[no-untyped-def]
     values, value_validity, offsets, validity, rows, places, target, present, default, limit
 ):
@@ -114,7 +113,7 @@ def place_singles(
     return Scan(missing, unfit)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _place_starts(origin, width, offsets, validity, rows, places, lengths, starts):  # type: ignore[no-untyped-def]
     for k in range(len(rows)):
         row, place = rows[k], places[k]
@@ -134,7 +133,7 @@ def place_starts(
     _place_starts(values.ctypes.data, values.itemsize, column.offsets, column.validity, rows, places, lengths, starts)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gather_lists(values, offsets, validity, rows, places, target_offsets, target):  # type: ignore[no-untyped-def]
     for k in range(len(rows)):
         row = rows[k]
@@ -144,7 +143,7 @@ def _gather_lists(values, offsets, validity, rows, places, target_offsets, targe
                 target[at + index] = values[start + index]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gather_checked_lists(  # type: ignore[no-untyped-def]
     values, value_validity, offsets, validity, rows, places, target_offsets, target, default, limit
 ):
@@ -179,7 +178,7 @@ def place_lists(
     return Scan(*_gather_checked_lists(*column, rows, places, target_offsets, target, filler, limit))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _group_rows(order, bounds, rows, places):  # type: ignore[no-untyped-def]
     cursors = bounds[:-1].copy()
     for place in range(len(order)):
@@ -210,7 +209,14 @@ def _count_present(present, first, last):  # type: ignore[no-untyped-def]
     return count
 
 
-@njit(nogil=True, cache=True)
+@njit(inline="always")
+def _copy(source, target):  # type: ignore[no-untyped-def]
+    # Numba takes two seconds to compile an assignment of slices, which becomes no better code.
+    for index in range(len(source)):
+        target[index] = source[index]
+
+
+@kernel
 def count_present(present_PI, spans_P2, counts_I):  # type: ignore[no-untyped-def]
     for column in range(len(counts_I)):
         for p in range(len(spans_P2)):
@@ -221,7 +227,7 @@ def count_present(present_PI, spans_P2, counts_I):  # type: ignore[no-untyped-de
                 counts_I[column] += _count_present(numba.carray(uint8_at(address), last), first, last)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def append_rows(  # type: ignore[no-untyped-def]
     ids_PI, present_PI, dense_PF, spans_P2, words, floats, values_I, offsets_I, dense_F
 ):
@@ -239,7 +245,7 @@ def append_rows(  # type: ignore[no-untyped-def]
             total = count if is_complete else _count_present(present, first, last)
             at = value + filled
             if total == count:
-                words[at : at + count] = ids[first:last]
+                _copy(ids[first:last], words[at : at + count])
                 if offset >= 0:
                     for index in range(count):
                         words[offset + 1 + index] = filled + index + 1
@@ -258,11 +264,12 @@ def append_rows(  # type: ignore[no-untyped-def]
         at = dense_F[column]
         for p in range(len(spans_P2)):
             first, last = spans_P2[p, 0], spans_P2[p, 1]
-            floats[at : at + last - first] = numba.carray(float32_at(dense_PF[p, column]), last)[first:last]
+            dense = numba.carray(float32_at(dense_PF[p, column]), last)
+            _copy(dense[first:last], floats[at : at + last - first])
             at += last - first
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def count_lists(offsets_PL, spans_P2, counts_L):  # type: ignore[no-untyped-def]
     for column in range(len(counts_L)):
         for p in range(len(spans_P2)):
@@ -271,51 +278,30 @@ def count_lists(offsets_PL, spans_P2, counts_L):  # type: ignore[no-untyped-def]
             counts_L[column] += offsets[last] - offsets[first]
 
 
-def _append_lists_of(values_at: Any, width: int) -> Any:
-    """The kernel for one type of values."""
-
-    @njit(nogil=True, cache=True)
-    def append(offsets_PL, starts_PL, spans_P2, words, typed, values_L, offsets_L):  # type: ignore[no-untyped-def]
-        for column in range(len(values_L)):
-            at, offset, filled = values_L[column], offsets_L[column], np.int64(0)
-            words[offset] = 0
-            for p in range(len(spans_P2)):
-                first, last = spans_P2[p, 0], spans_P2[p, 1]
-                offsets = numba.carray(int64_at(offsets_PL[p, column]), last + 1)
-                starts = numba.carray(int64_at(starts_PL[p, column]), last)
-                for row in range(first, last):
-                    length = offsets[row + 1] - offsets[row]
-                    # Rows lie anywhere in their stripes: asking ahead hides the way to memory.
-                    ahead = min(row + _ROWS_AHEAD, last - 1)
-                    extent = offsets[ahead + 1] - offsets[ahead]
-                    near = numba.carray(values_at(starts[ahead]), extent)
-                    for byte in range(0, min(extent * width, _BYTES_AHEAD), LINE):
-                        prefetch(near, byte)
-                    source = numba.carray(values_at(starts[row]), length)
-                    for index in range(length):
-                        typed[at + index] = source[index]
-                    at += length
-                    filled += length
-                    offset += 1
-                    words[offset] = filled
-
-    return append
-
-
-_APPEND_LISTS = {
-    np.dtype(np.int64): _append_lists_of(int64_at, 8),
-    np.dtype(np.float32): _append_lists_of(float32_at, 4),
-    np.dtype(np.uint8): _append_lists_of(uint8_at, 1),
-}
-
-
-def append_lists(
-    offsets_PL: NDArray[np.int64],
-    starts_PL: NDArray[np.int64],
-    spans_P2: NDArray[np.int64],
-    words: NDArray[np.int64],
-    typed: NDArray[np.generic],
-    values_L: NDArray[np.int64],
-    offsets_L: NDArray[np.int64],
-) -> None:
-    _APPEND_LISTS[typed.dtype](offsets_PL, starts_PL, spans_P2, words, typed, values_L, offsets_L)
+@kernel
+def append_lists(  # type: ignore[no-untyped-def]
+    offsets_PL, starts_PL, spans_P2, words, typed, values_L, offsets_L
+):
+    # Not closures over a type each: Numba keeps none that closes over a function, and compiles it in every process.
+    for column in range(len(values_L)):
+        at, offset, filled = values_L[column], offsets_L[column], np.int64(0)
+        words[offset] = 0
+        for p in range(len(spans_P2)):
+            first, last = spans_P2[p, 0], spans_P2[p, 1]
+            offsets = numba.carray(int64_at(offsets_PL[p, column]), last + 1)
+            starts = numba.carray(int64_at(starts_PL[p, column]), last)
+            for row in range(first, last):
+                length = offsets[row + 1] - offsets[row]
+                # Rows lie anywhere in their stripes: asking ahead hides the way to memory.
+                ahead = min(row + _ROWS_AHEAD, last - 1)
+                extent = offsets[ahead + 1] - offsets[ahead]
+                near = numba.carray(values_at(starts[ahead], typed), extent)
+                for byte in range(0, min(extent * typed.itemsize, _BYTES_AHEAD), LINE):
+                    prefetch(near, byte)
+                source = numba.carray(values_at(starts[row], typed), length)
+                for index in range(length):
+                    typed[at + index] = source[index]
+                at += length
+                filled += length
+                offset += 1
+                words[offset] = filled

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from recis_lightning.schema import Adagrad, Adam, AdamW, Pretrained, Sgd, Table, Uniform
+from recis_lightning.schema import Adagrad, Adam, AdamW, Constant, Ftrl, Pretrained, Sgd, Table, Uniform
 from recis_lightning.schema.policies import Lfu
 from recis_lightning.tables import (
     DynamicTable,
@@ -271,3 +271,35 @@ def test_pretrained_that_cannot_be_read_names_table_and_file(tmp_path: Path) -> 
         load_pretrained(pretrained_table(str(path), vector="embedding"))
     with pytest.raises(TableFileError, match="pretrained vectors of table 'item': path .* needs the environment"):
         load_pretrained(pretrained_table("${NO_SUCH_VARIABLE}/v.parquet"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16", "optimizer": Adam(state_dtype="bfloat16")},
+        {"dtype": "float16", "optimizer": Ftrl()},
+        {"dtype": "float64", "optimizer": Adam(step="per_row")},
+        {"dtype": "int8", "trainable": False, "initializer": Constant()},
+    ],
+    ids=lambda options: options["dtype"],
+)
+def test_tables_of_every_dtype_come_back_to_the_bit(tmp_path: Path, format: str, options: dict[str, Any]) -> None:
+    declared = {"name": "t", "dim": 3, "initializer": Uniform()} | options
+    table, other = (TableGroup([Table(**declared)], max_rows=4096)[0] for _ in range(2))
+    rows = table.find_or_insert(torch.arange(-50, 50))
+    table.group.weight[rows] = (torch.randn(100, 3) * 30).to(table.dtype)
+    table.group.state[rows] = torch.rand(100, table.group.state.shape[1]).to(table.group.state.dtype)
+    export_table(table, tmp_path / f"t.{format}")
+    assert import_table(other, tmp_path / f"t.{format}") == 100
+    assert_equal_slices(other.export(), table.export())
+
+
+def test_integer_table_takes_no_vectors_that_it_would_round(tmp_path: Path) -> None:
+    table = TableGroup([Table(name="codes", dim=3, dtype="int8", trainable=False)], max_rows=4096)[0]
+    path = vectors(tmp_path / "v.parquet", [1, 2], [[1, 2, 3], [4, 5, 300]])
+    with pytest.raises(TableFileError, match=r"table 'codes' holds torch.int8, column 'vector' of .* from 1 to 300"):
+        import_table(table, path, ids="id", vector="vector")
+    path = vectors(tmp_path / "w.parquet", [1], [[0.5, 2.0, 3.0]])
+    with pytest.raises(TableFileError, match=r"table 'codes' holds torch.int8, .* is torch.float64"):
+        import_table(table, path, ids="id", vector="vector")

@@ -66,7 +66,8 @@ class BatchPacker:
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
         self._pool = BufferPool()
-        self._key = b""
+        self._key = b"", b"", b""
+        self._last_singles: _Singles | None = None
         self._last_plan: _Plan | None = None
 
     def pack(self, spans: Sequence[Span], token: Mapping[str, Any]) -> Batch:
@@ -93,9 +94,13 @@ class BatchPacker:
         return counts
 
     def _plan(self, rows: int, counts: NDArray[np.int64]) -> _Plan:
-        key = rows.to_bytes(8, "little") + counts.tobytes()
+        ids = len(self.selection.ids)
+        key = rows.to_bytes(8, "little"), counts[:ids].tobytes(), counts[ids:].tobytes()
+        if self._last_singles is None or key[:2] != self._key[:2]:
+            self._last_singles = _plan_singles(self.selection, rows, counts[:ids].tolist())
         if self._last_plan is None or key != self._key:
-            self._key, self._last_plan = key, _plan_parts(self.selection, rows, counts.tolist())
+            self._last_plan = _plan_lists(self.selection, rows, counts[ids:].tolist(), self._last_singles)
+        self._key = key
         return self._last_plan
 
     def _fill(self, pack: Kernels, buffer: NDArray[np.uint8], plan: _Plan, sources: "_Sources", rows: int) -> None:
@@ -162,58 +167,87 @@ class _Sources(NamedTuple):
         return _Sources(spans_P2, ids_PI, present_PI, dense_PF, lists)
 
 
-def _plan_parts(selection: Selection, rows: int, counts: Sequence[int]) -> _Plan:
-    """Lay the parts out one behind the other; id columns that miss nothing share their offsets 0, 1, 2, ..."""
-    gaps: list[int] = []
-    end = 0
+class _Layout:
+    """Lays parts out one behind the other."""
 
-    def place(dtype: torch.dtype, *shape: int) -> Part:
-        nonlocal end
-        part = Part(dtype, shape, end)
-        stop = end + part.nbytes
-        end = -(-stop // ALIGNMENT) * ALIGNMENT
-        if stop != end:
-            gaps.append(stop // ALIGNMENT)
+    def __init__(self, end: int = 0, gaps: Sequence[int] = ()) -> None:
+        self.end, self.gaps = end, list(gaps)
+
+    def place(self, dtype: torch.dtype, *shape: int) -> Part:
+        part = Part(dtype, shape, self.end)
+        stop = self.end + part.nbytes
+        self.end = -(-stop // ALIGNMENT) * ALIGNMENT
+        if stop != self.end:
+            self.gaps.append(stop // ALIGNMENT)
         return part
 
-    def place_lists(dtype: torch.dtype, columns: Sequence[Column]) -> list[RaggedParts]:
-        return [RaggedParts(place(dtype, next(list_counts)), place(torch.int64, rows + 1)) for _ in columns]
 
-    dense = [place(torch.float32, rows) for _ in selection.dense]
-    vectors = [place(torch.float32, rows, column.dim or 1) for column in selection.vectors]
-    ids_end = len(selection.ids)
-    list_counts = iter(counts[ids_end:])
-    shared = place(torch.int64, rows + 1) if rows in counts[:ids_end] else None
+@dataclass(frozen=True)
+class _Singles:
+    """Where all but lists goes, which is the same for many batches."""
+
+    layout: Mapping[str, Part | RaggedParts]
+    end: int
+    gaps: Sequence[int]
+    dense_F: NDArray[np.int64]
+    vectors: Sequence[int]
+    shared_offsets: int
+    ids: "_Starts"
+
+
+def _plan_singles(selection: Selection, rows: int, counts_I: Sequence[int]) -> _Singles:
+    """Id columns that miss nothing share their offsets 0, 1, 2, ..."""
+    layout = _Layout()
+    dense = [layout.place(torch.float32, rows) for _ in selection.dense]
+    vectors = [layout.place(torch.float32, rows, column.dim or 1) for column in selection.vectors]
+    shared = layout.place(torch.int64, rows + 1) if rows in counts_I else None
     ids = [
-        RaggedParts(place(torch.int64, count), shared if count == rows and shared else place(torch.int64, rows + 1))
-        for count in counts[:ids_end]
+        RaggedParts(
+            layout.place(torch.int64, count),
+            shared if count == rows and shared else layout.place(torch.int64, rows + 1),
+        )
+        for count in counts_I
     ]
-    # A level holds lengths, of which offsets are made in place: one more than there are.
-    id_lists = place_lists(torch.int64, selection.id_lists)
-    levels = [
-        RaggedParts(place(torch.int64, next(list_counts) + 1), place(torch.int64, rows + 1)) for _ in selection.levels
-    ]
-    float_lists = place_lists(torch.float32, selection.float_lists)
-    byte_lists = place_lists(torch.uint8, selection.byte_lists)
-    columns = (
-        *selection.dense,
-        *selection.vectors,
-        *selection.ids,
-        *selection.id_lists,
-        *selection.float_lists,
-        *selection.byte_lists,
-    )
-    parts: list[Part | RaggedParts] = [*dense, *vectors, *ids, *id_lists, *float_lists, *byte_lists]
-    layout = dict(zip((column.name for column in columns), parts, strict=True))
-    level_of = dict(zip((column.name for column in selection.levels), levels, strict=True))
-    return _Plan(
-        layout={column.name: _nest(layout[column.name], column, level_of) for column in columns},
-        nbytes=end,
-        gaps=np.array(gaps, np.int64),
+    columns = (*selection.dense, *selection.vectors, *selection.ids)
+    parts: list[Part | RaggedParts] = [*dense, *vectors, *ids]
+    return _Singles(
+        layout=dict(zip((column.name for column in columns), parts, strict=True)),
+        end=layout.end,
+        gaps=layout.gaps,
         dense_F=np.array([part.start // 4 for part in dense], np.int64),
         vectors=[part.start // 4 for part in vectors],
         shared_offsets=shared.start // 8 if shared else -1,
         ids=_starts(ids, shared),
+    )
+
+
+def _plan_lists(selection: Selection, rows: int, counts: Sequence[int], singles: _Singles) -> _Plan:
+    """Lists behind all else."""
+    layout, list_counts = _Layout(singles.end, singles.gaps), iter(counts)
+
+    def place_lists(dtype: torch.dtype, columns: Sequence[Column], more: int = 0) -> list[RaggedParts]:
+        place = layout.place
+        return [RaggedParts(place(dtype, next(list_counts) + more), place(torch.int64, rows + 1)) for _ in columns]
+
+    id_lists = place_lists(torch.int64, selection.id_lists)
+    # A level holds lengths, of which offsets are made in place: one more than there are.
+    levels = place_lists(torch.int64, selection.levels, more=1)
+    float_lists = place_lists(torch.float32, selection.float_lists)
+    byte_lists = place_lists(torch.uint8, selection.byte_lists)
+    columns = (*selection.id_lists, *selection.float_lists, *selection.byte_lists)
+    level_of = dict(zip((column.name for column in selection.levels), levels, strict=True))
+    lists = {
+        column.name: _nest(part, column, level_of)
+        for column, part in zip(columns, (*id_lists, *float_lists, *byte_lists), strict=True)
+    }
+    return _Plan(
+        layout={**singles.layout, **lists},
+        nbytes=layout.end,
+        gaps=np.array(layout.gaps, np.int64),
+        dense_F=singles.dense_F,
+        vectors=singles.vectors,
+        shared_offsets=singles.shared_offsets,
+        ids=singles.ids,
         word_lists=_join(_starts(id_lists), _starts(levels, skip=1)),
         float_lists=_starts(float_lists),
         byte_lists=_starts(byte_lists),
@@ -221,9 +255,9 @@ def _plan_parts(selection: Selection, rows: int, counts: Sequence[int]) -> _Plan
     )
 
 
-def _nest(part: Part | RaggedParts, column: Column, level_of: Mapping[str, RaggedParts]) -> Part | RaggedParts:
+def _nest(part: RaggedParts, column: Column, level_of: Mapping[str, RaggedParts]) -> RaggedParts:
     """A nested column's flat values under the offsets of its levels."""
-    if column.layout != "nested_list" or isinstance(part, Part):
+    if column.layout != "nested_list":
         return part
     levels = [level_of[level.name] for level in levels_of(column)]
     return RaggedParts(part.values, levels[0].offsets, None, tuple(level.values for level in levels))

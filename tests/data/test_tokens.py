@@ -62,7 +62,7 @@ def read_all(log: Path, schema: Schema, **options: Any) -> tuple[list[list[int]]
     module = OrcDataModule(schema, validation=str(log), batch_size=4, streams=1, **options)
     module.setup("validate")
     titles, tokens = [], []
-    for batch in module._load("validation"):
+    for batch in module.val_dataloader():
         for name, rows in (("title", titles), ("tokens", tokens)):
             entry = batch[name]
             assert isinstance(entry, Ragged)

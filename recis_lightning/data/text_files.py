@@ -87,7 +87,8 @@ def read_csv(path: Path, options: TextOptions, on_bytes: OnBytes = lambda count:
 def _read_names(path: Path, options: TextOptions) -> list[str]:
     _, stream = open_input(path)
     parsing = csv.ParseOptions(delimiter=options.delimiter, newlines_in_values=True)
-    names: list[str] = csv.open_csv(stream, parse_options=parsing).schema.names
+    reading = csv.ReadOptions(use_threads=False)  # only then errors name the row
+    names: list[str] = csv.open_csv(stream, read_options=reading, parse_options=parsing).schema.names
     return names
 
 

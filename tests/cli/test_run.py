@@ -213,7 +213,6 @@ def test_numbers_may_be_written_as_1e_minus_3(recipe: Callable[..., str], capsys
             "unknown option 'dtyp'; did you mean 'dtype'?",
         ),
         ({"data__train": "/no/such/folder"}, [], "train: /no/such/folder does not exist"),
-        ({"trainer__devices": 2}, [], "tables exist on one process only as yet, and 2 were asked for"),
         ({"trainer__strategy": "auto"}, [], "in a recipe trainer: {strategy: recis_sharded}"),
         ({}, ["--ckpt_path", "no.ckpt"], "there is no checkpoint 'no.ckpt'"),
         ({}, ["--config", "/no.yaml"], "config: File does not exist: '/no.yaml'"),

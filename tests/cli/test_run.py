@@ -93,7 +93,19 @@ ROOT = Path(__file__).parents[2]
 def in_new_process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs `recis` in `folder`; as the console script does, without that folder among the places of modules."""
     command = [sys.executable, "-P", "-W", "ignore", "-m", "recis_lightning", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # As a shell has it: with what launchers set, a process takes itself for one of several and waits for the others.
+    ours = {
+        "RANK",
+        "LOCAL_RANK",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    }
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment["PYTHONPATH"] = str(ROOT)
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, cwd=folder, env=environment
     )

@@ -42,7 +42,8 @@ class EmbeddingCollection(nn.Module):
             names = {table.name for table in group}
             features = [feature for feature in schema.embedded_features if feature.table in names]
             self._lookups.append(GroupLookup(group, features))
-        self._route: Route = OneRank()
+        self.route: Route = OneRank()
+        """What connects this rank to those that hold rows of the same tables."""
         with torch.inference_mode(False):
             self._anchor = torch.zeros((), requires_grad=True)
 
@@ -53,7 +54,7 @@ class EmbeddingCollection(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor | Ragged]) -> dict[str, Tensor | Ragged]:
         insert = self.training and torch.is_grad_enabled()
-        outputs = dict(look_up(self._lookups, inputs, self._route, self._anchor, insert))
+        outputs = dict(look_up(self._lookups, inputs, self.route, self._anchor, insert))
         return {name: outputs[name] for name in self.features}
 
     def shard(self, exchange: Exchange) -> None:
@@ -63,12 +64,7 @@ class EmbeddingCollection(nn.Module):
         """
         for table in self.tables.values():
             table.keep(*owned_shards(exchange.rank, exchange.world_size))
-        self._route = exchange
-
-    @property
-    def exchange(self) -> Exchange | None:
-        """What connects this rank to the others that hold rows of the same tables; None on a single one."""
-        return self._route if isinstance(self._route, Exchange) else None
+        self.route = exchange
 
     def evict(self) -> dict[str, int]:
         """Let tables forget the ids that their evictions name: how many, for each table that forgot some.

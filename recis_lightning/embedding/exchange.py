@@ -41,10 +41,12 @@ class FetchedRows:
 
     def __init__(self, request: Request, partition: Partition, asked_WT: Tensor) -> None:
         self.group = request.group
-        self.sizes_WT = partition.sizes
-        """How many ids of each table this rank asks of each."""
-        self.asked_WT = asked_WT
+        self.sent: list[int] = partition.sizes.sum(1).tolist()
+        """How many ids this rank asks of each."""
+        self.received: list[int] = asked_WT.sum(1).tolist()
         """And each of it."""
+        self.asked_WT = asked_WT
+        """What each asks of it, by table."""
         self.rows = partition.inverse
         self.weight: Tensor
         self.owned_rows: Tensor
@@ -52,15 +54,6 @@ class FetchedRows:
         self.counts: Tensor
         """int64 [U]: how often each row that came is in the batch, features that backward leaves out left out."""
         self._ids = partition.ids
-
-    @property
-    def sent(self) -> list[int]:
-        """How many ids it asks of each rank."""
-        return self.sizes_WT.sum(1).tolist()
-
-    @property
-    def received(self) -> list[int]:
-        return self.asked_WT.sum(1).tolist()
 
     def unique(self, unused: Sequence[slice], record: bool) -> tuple[Tensor, Tensor]:
         # The rows that came are a store of their own for once, with a granule behind them for what is not trained.
@@ -247,8 +240,8 @@ class Exchange:
         self.seconds += time.perf_counter() - started
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks of a tensor, as a new one."""
-        total = value.clone()
+        """The sum over ranks of a tensor, as a new one on the CPU, where the process group works."""
+        total = value.to("cpu", copy=True)
         dist.all_reduce(total, group=self.process_group)
         return total
 

@@ -40,13 +40,22 @@ class Fetched(Protocol):
 
 
 class Route(Protocol):
-    """A way to rows and back."""
+    """A way to rows and back, and what else the ranks at its ends tell each other."""
+
+    rank: int
+    world_size: int
 
     def fetch(self, requests: Sequence[Request], insert: bool) -> Sequence[Fetched]:
         """The rows of all groups' ids; with ``insert`` new ids get rows, where their tables admit them."""
 
     def leave(self, fetched: Sequence[Any], grads: Sequence[PendingGrad | None], record: bool) -> None:
         """Hand over what backward has found for the rows that `Fetched.unique` named; None where it found nothing."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over ranks of a tensor, on each of them."""
+
+    def take_costs(self) -> dict[str, float]:
+        """What a step of training has cost on the way, on average since this was last asked; by name for a log."""
 
 
 class OwnRows:
@@ -67,6 +76,8 @@ class OwnRows:
 class OneRank:
     """The route of a single rank: ids are looked up as they are, repeated ones too."""
 
+    rank, world_size = 0, 1
+
     def fetch(self, requests: Sequence[Request], insert: bool) -> list[OwnRows]:
         return [
             OwnRows(request.group, request.group.lookup(request.ids, request.splits, request.tables, insert))
@@ -77,3 +88,9 @@ class OneRank:
         for rows, pending in zip(fetched, grads, strict=True):
             if pending is not None:
                 rows.group.leave(pending)
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def take_costs(self) -> dict[str, float]:
+        return {}

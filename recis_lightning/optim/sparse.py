@@ -19,6 +19,10 @@ _FOR_SCHEDULERS = {"betas": (0.0, 0.0), "weight_decay": 0.0}
 _FIXED = ("initial_accumulator_value", "state_dtype", "step", "schedule")
 
 
+def _of_one_rank(value: Tensor) -> Tensor:
+    return value
+
+
 class SparseOptimizer:
     """Updates the rows of groups of tables, each table by the optimizer it declares, touched rows only.
 
@@ -27,8 +31,8 @@ class SparseOptimizer:
     so does the number of steps each has had.
     """
 
-    def __init__(self, groups: Sequence[TableGroup], sum_over_ranks: Callable[[Tensor], Tensor] | None = None) -> None:
-        """``sum_over_ranks`` adds up what ranks find of the rows that each of them holds; None for a single one."""
+    def __init__(self, groups: Sequence[TableGroup], sum_over_ranks: Callable[[Tensor], Tensor] = _of_one_rank) -> None:
+        """``sum_over_ranks`` adds up what ranks find of the rows that each of them holds, by default a single one."""
         self.groups = list(groups)
         self._sum_over_ranks = sum_over_ranks
         settings: dict[Declaration, dict[str, Any]] = {}
@@ -87,7 +91,7 @@ class SparseOptimizer:
         """The sum of squares of all gradients, each row's summed up first; a float64 scalar, 0 where there are none."""
         norms = [torch.linalg.vector_norm(grads).double() for grads in self._coalesced_grads()]
         own = torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
-        return own if self._sum_over_ranks is None else self._sum_over_ranks(own)
+        return self._sum_over_ranks(own)
 
     @torch.no_grad()
     def scale_grads(self, factor: Tensor) -> None:
@@ -106,8 +110,8 @@ class SparseOptimizer:
         """Undo a loss scaler: multiply by ``inv_scale``; set ``found_inf`` to 1 where a gradient is not finite."""
         for grads in self._coalesced_grads():
             torch._amp_foreach_non_finite_check_and_unscale_([grads], found_inf, inv_scale)
-        if self._sum_over_ranks is not None:  # a rank sees its own rows only, and all have to skip the step
-            found_inf.copy_(self._sum_over_ranks(found_inf.cpu()).clamp(max=1.0))
+        # A rank sees its own rows only, and all have to skip the step.
+        found_inf.copy_(self._sum_over_ranks(found_inf.cpu()).clamp(max=1.0))
 
     def state_dict(self) -> list[dict[str, Any]]:
         """A copy of ``param_groups``: all else is the tables' own."""

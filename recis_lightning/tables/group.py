@@ -175,14 +175,15 @@ class TableGroup:
             return rows_N
         run_sizes_K = torch.searchsorted(unknown_M, splits_K1).diff()
         tables_M = table_index_K.repeat_interleave(run_sizes_K)
-        occurrences_O = torch.arange(len(unknown_M))
-        if counts_N is not None:
-            occurrences_O = occurrences_O.repeat_interleave(counts_N[unknown_M])
-        admitted_O = self.gate.admit(ids_N[unknown_M][occurrences_O], tables_M[occurrences_O], self.clock)
-        refused_T = torch.bincount(tables_M[occurrences_O[~admitted_O]], minlength=len(self)).numpy()
-        admitted_M = torch.zeros(len(unknown_M), dtype=torch.bool)
-        admitted_M[occurrences_O[admitted_O]] = True  # it is one decision for all occurrences
-        self.events[:, REFUSED] += refused_T
+        ends_M: slice | Tensor = slice(None)
+        ids_O, tables_O = ids_N[unknown_M], tables_M
+        if counts_N is not None:  # all occurrences: the gate counts them, and decides once for those of an id
+            counts_M = counts_N[unknown_M]
+            ids_O, tables_O = ids_O.repeat_interleave(counts_M), tables_M.repeat_interleave(counts_M)
+            ends_M = counts_M.cumsum(0) - 1
+        admitted_O = self.gate.admit(ids_O, tables_O, self.clock)
+        self.events[:, REFUSED] += torch.bincount(tables_O[~admitted_O], minlength=len(self)).numpy()
+        admitted_M = admitted_O[ends_M]
         admitted = unknown_M[admitted_M]
         if len(admitted):
             before = [len(table) for table in self.tables]

@@ -144,11 +144,9 @@ class TableStatistics(SteppedCallback):
     def _of_all_ranks(self, pl_module: LightningModule) -> dict[str, float]:
         """Statistics of all ranks' rows, and what the exchange between them has cost since they were last logged."""
         found = table_statistics(pl_module.tables)  # type: ignore[arg-type]
-        exchange: Any = pl_module.embedding.exchange  # type: ignore[union-attr]
-        if exchange is None:
-            return found
-        sums = exchange.sum(torch.tensor(list(found.values()), dtype=torch.float64)).tolist()
-        return dict(zip(found, sums, strict=True)) | exchange.take_costs()
+        route: Any = pl_module.embedding.route  # type: ignore[union-attr]
+        sums = route.sum(torch.tensor(list(found.values()), dtype=torch.float64)).tolist()
+        return dict(zip(found, sums, strict=True)) | route.take_costs()
 
 
 def table_statistics(tables: Mapping[str, DynamicTable]) -> dict[str, float]:
@@ -210,15 +208,12 @@ class Throughput(SteppedCallback):
             self._log(pl_module)
 
     def _log(self, pl_module: LightningModule) -> None:
-        speed, seconds = self.rows_per_second(), self._busy + self._waited
-        exchange: Any = pl_module.embedding.exchange  # type: ignore[union-attr]
-        if exchange is not None:  # a rank may have had no row
-            speed, waited = exchange.sum(torch.tensor([speed or 0.0, self._waited])).tolist()
-        else:
-            waited = self._waited
-        if speed is not None:
+        route: Any = pl_module.embedding.route  # type: ignore[union-attr]
+        own = [self.rows_per_second() or 0.0, self._waited, self._busy + self._waited]
+        speed, waited, seconds = route.sum(torch.tensor(own, dtype=torch.float64)).tolist()
+        if speed:
             pl_module.log(SPEED, speed, prog_bar=True)
-            pl_module.log("perf/data_wait", waited / (seconds * (exchange.world_size if exchange else 1)))
+            pl_module.log("perf/data_wait", waited / seconds)
         self._rows, self._busy, self._waited = 0, 0.0, 0.0
 
     def rows_per_second(self) -> float | None:
@@ -297,13 +292,13 @@ class SaveOnInterrupt(SteppedCallback):
     def __init__(self) -> None:
         self.requested = False
         """Whether this process has got a signal."""
-        self.agreed: bool | None = None
-        """Whether any rank had, when they last told each other; None on a single one."""
+        self.agreed = torch.zeros(())
+        """How many ranks had, when they last told each other; read where there are several, for it may be on a GPU."""
         self._status = 130
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.requested, self.agreed, self._status = False, None, 130
+        self.requested, self.agreed, self._status = False, torch.zeros(()), 130
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._previous = {
                 number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
@@ -332,10 +327,10 @@ class SaveOnInterrupt(SteppedCallback):
             self._leave_if_requested(trainer)
 
     def _leave_if_requested(self, trainer: Trainer) -> None:
-        is_due = self.requested if self.agreed is None else self.agreed
+        is_due = self.requested if trainer.world_size == 1 else bool(self.agreed)
         if not (is_due and self.stepped):
             return
-        self.requested, self.agreed = False, None
+        self.requested, self.agreed = False, torch.zeros(())
         # Lightning kills the process that started the others when one of these ends with a status that is not 0.
         status = self._status if trainer.is_global_zero else 0
         directory = run_directory(trainer)

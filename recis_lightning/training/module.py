@@ -176,12 +176,10 @@ class RecModule(LightningModule):
         Ranks also tell each other with it whether one of them has been asked to stop.
         """
         own = torch.stack([weight_B.double().sum() for weight_B in weights])
-        exchange = self.embedding.exchange
-        if exchange is None:
-            return own
-        *sums, stops = exchange.sum(torch.cat([own.cpu(), torch.tensor([float(self._stop.requested)]).double()]))
-        self._stop.agreed = bool(stops)
-        return torch.stack(sums).to(own.device) / exchange.world_size
+        route, requested = self.embedding.route, own.new_tensor([self._stop.requested])
+        sums = route.sum(torch.cat([own, requested]))
+        self._stop.agreed = sums[-1]
+        return sums[:-1].to(own.device) / route.world_size
 
     def _is_logged(self) -> bool:
         """Whether this batch's loss is logged: `log` costs as much as the forward of a small model."""
@@ -283,8 +281,7 @@ class RecModule(LightningModule):
     def configure_optimizers(self) -> Any:
         groups: Any = parameter_groups(self, self.towers)  # an optimizer takes parameters or groups of them
         dense = self.dense_optimizer(groups) if groups else None
-        exchange = self.embedding.exchange
-        sparse = SparseOptimizer(self.embedding.groups, exchange.sum if exchange is not None else None)
+        sparse = SparseOptimizer(self.embedding.groups, self.embedding.route.sum)
         optimizer = CompositeOptimizer(dense, sparse)
         schedulers: list[dict[str, Any]] = []
         if self.lr_scheduler is not None:

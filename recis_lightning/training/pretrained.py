@@ -7,7 +7,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from recis_lightning.embedding.exchange import owned_shards
 from recis_lightning.tables.transfer import load_pretrained
-from triton_ops.index import SHARDS
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +27,7 @@ class LoadPretrained(Callback):
             return
         self._is_done = True
         embedding: Any = pl_module.embedding
-        exchange = embedding.exchange
-        shards = owned_shards(exchange.rank, exchange.world_size) if exchange else (0, SHARDS)
+        shards = owned_shards(embedding.route.rank, embedding.route.world_size)
         for table in embedding.tables.values():
             if count := load_pretrained(table, shards):
                 log.info("table '%s' begins with %s pretrained vectors", table.name, f"{count:,}")

@@ -21,6 +21,7 @@ Mistakes of the user end in a few lines and status 2; RECIS_TRACEBACK=1 shows wh
 """
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,17 @@ COMMANDS = STAGES | {
     "features": "show the plan of a recipe's transforms, or fit them to data (recis features plan | fit)",
     "export": "write a checkpoint as files that score without this package",
     "doctor": "show versions, devices, and which kernels run and why",
+}
+
+DATA_COMMANDS = {  # the module that adds the arguments, its function that runs, and what it does
+    "synth": ("synth_command", "run", "a click log that knows its truth, or data for any recipe's schema"),
+    "hold-out": ("hold_out_command", "run", "part rows by the values of a column, e.g. items never trained on"),
+    "manifest": ("checksums_command", "run_manifest", "write checksums of all stripes, which training then checks"),
+    "verify": ("checksums_command", "run_verify", "read all files and hold them against their checksums"),
+    "inspect": ("inspect_command", "run", "what files hold, and a recipe to start from"),
+    "stats": ("stats_command", "run", "quantiles and commonest values of columns, a page with plots"),
+    "convert": ("convert_files_command", "run", "CSV, TSV, JSON lines, Parquet, Criteo, MovieLens, Amazon into ORC"),
+    "convert-fg": ("convert_command", "run", "the schema of RecIS's feature configuration (fg.json, mc.json)"),
 }
 
 
@@ -123,43 +135,15 @@ def dispatch(command: str, arguments: list[str]) -> int:
 
 
 def run_data(arguments: list[str]) -> int:
-    from recis_lightning.data import (
-        checksums_command,
-        convert_command,
-        convert_files_command,
-        hold_out_command,
-        inspect_command,
-        stats_command,
-        synth_command,
-    )
     from recis_lightning.data.convert_fg import FgError
 
     parser = argparse.ArgumentParser("recis data", description="Make data, split them, and describe those there are.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    synth = commands.add_parser("synth", help="a click log that knows its truth, or data for any recipe's schema")
-    synth_command.add_arguments(synth)
-    synth.set_defaults(run=synth_command.run)
-    hold_out = commands.add_parser("hold-out", help="part rows by the values of a column, e.g. items never trained on")
-    hold_out_command.add_arguments(hold_out)
-    hold_out.set_defaults(run=hold_out_command.run)
-    manifest = commands.add_parser("manifest", help="write checksums of all stripes, which training then checks")
-    checksums_command.add_arguments(manifest)
-    manifest.set_defaults(run=checksums_command.run_manifest)
-    verify = commands.add_parser("verify", help="read all files and hold them against their checksums")
-    checksums_command.add_arguments(verify)
-    verify.set_defaults(run=checksums_command.run_verify)
-    inspect = commands.add_parser("inspect", help="what files hold, and a recipe to start from")
-    inspect_command.add_arguments(inspect)
-    inspect.set_defaults(run=inspect_command.run)
-    stats = commands.add_parser("stats", help="quantiles and commonest values of columns, a page with plots")
-    stats_command.add_arguments(stats)
-    stats.set_defaults(run=stats_command.run)
-    files = commands.add_parser("convert", help="CSV, TSV, JSON lines, Parquet, Criteo, MovieLens, Amazon into ORC")
-    convert_files_command.add_arguments(files)
-    files.set_defaults(run=convert_files_command.run)
-    convert = commands.add_parser("convert-fg", help="the schema of RecIS's feature configuration (fg.json, mc.json)")
-    convert_command.add_arguments(convert)
-    convert.set_defaults(run=convert_command.run)
+    for name, (module_name, function, text) in DATA_COMMANDS.items():
+        module = importlib.import_module(f"recis_lightning.data.{module_name}")
+        command = commands.add_parser(name, help=text)
+        module.add_arguments(command)
+        command.set_defaults(run=getattr(module, function))
     args = parser.parse_args(arguments)
     try:
         status: int = args.run(args)

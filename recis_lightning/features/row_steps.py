@@ -3,6 +3,7 @@
 B batch rows, N values of a feature, K features, M listed ids of all features.
 """
 
+import abc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple, cast
 
@@ -31,7 +32,7 @@ from triton_ops import row_transform as ops
 from triton_ops import transform as value_ops
 
 
-class RowStep(nn.Module):
+class RowStep(nn.Module, abc.ABC):
     """One transform of the rows of some features."""
 
     launches: ClassVar[int] = 1
@@ -54,9 +55,9 @@ class RowStep(nn.Module):
         for target, result in zip(self.targets, results, strict=True):
             state.put(target, result)
 
+    @abc.abstractmethod
     def transform(self, calls: Sequence[Sequence[Values]]) -> list[Values]:
         """The result of each call from its inputs."""
-        raise NotImplementedError
 
     def note(self, state: State, calls: Sequence[Sequence[Values]], results: Sequence[Values]) -> None:
         """Note in a graph what `transform` looks at and refuses outside of one."""

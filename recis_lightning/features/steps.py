@@ -3,6 +3,7 @@
 N values of a feature, K features, M boundaries or knots of all features.
 """
 
+import abc
 import itertools
 from collections.abc import Sequence, Sized
 from typing import ClassVar, Literal, cast
@@ -18,7 +19,7 @@ from triton_ops import transform as ops
 NUMBERS = "numbers; a missing value is a default of its column, not NaN"
 
 
-class ValueStep(nn.Module):
+class ValueStep(nn.Module, abc.ABC):
     """One transform of every value of some features."""
 
     launches: ClassVar[int] = 1
@@ -55,8 +56,9 @@ class ValueStep(nn.Module):
         for source, target in self.moves:
             state.rows[target] = state.rows[source]
 
+    @abc.abstractmethod
     def transform(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        raise NotImplementedError
+        """The result of each call from its input."""
 
     def keep_numbers(self, name: str, numbers: Tensor) -> None:
         # As bits, since Module.half() and precision bf16-true would move numbers that are kept as floats.

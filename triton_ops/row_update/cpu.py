@@ -28,6 +28,16 @@ def _prefetch_row(array: Any, row: Any) -> None:
         prefetch(array, begin + byte)
 
 
+@kernel
+def _prefetch_ahead(weight: Any, state: Any, meta: Any, rows: Any, u: Any) -> None:
+    """Ask for all that the update of the row AHEAD places on will read."""
+    if u + AHEAD < len(rows):
+        _prefetch_row(weight, rows[u + AHEAD])
+        if state.shape[1]:
+            _prefetch_row(state, rows[u + AHEAD])
+        prefetch_id(weight, state, meta, rows[u + AHEAD])
+
+
 @functools.partial(kernel, fastmath=frozenset({"reassoc"}))
 def _sum_of_squares(row: Any) -> Any:
     # reassoc: summing in order takes four cycles a column, more than all the rest of the row.
@@ -44,9 +54,7 @@ def sgd(D: int) -> Callable[..., None]:
                keys: Any) -> None:  # fmt: skip
         number = grads.dtype.type
         for u in range(len(rows)):
-            if u + AHEAD < len(rows):
-                _prefetch_row(weight, rows[u + AHEAD])
-                prefetch_id(weight, state, meta, rows[u + AHEAD])
+            _prefetch_ahead(weight, state, meta, rows, u)
             row = rows[u]
             table = granule_table[row // GRANULE]
             lr = number(hyper[table, 0])
@@ -65,10 +73,7 @@ def momentum(D: int) -> Callable[..., None]:
                keys: Any) -> None:  # fmt: skip
         number = grads.dtype.type
         for u in range(len(rows)):
-            if u + AHEAD < len(rows):
-                _prefetch_row(weight, rows[u + AHEAD])
-                _prefetch_row(state, rows[u + AHEAD])
-                prefetch_id(weight, state, meta, rows[u + AHEAD])
+            _prefetch_ahead(weight, state, meta, rows, u)
             row = rows[u]
             table = granule_table[row // GRANULE]
             lr, keeps = number(hyper[table, 0]), number(hyper[table, 1])
@@ -91,10 +96,7 @@ def adagrad(D: int) -> Callable[..., None]:
                keys: Any) -> None:  # fmt: skip
         number = grads.dtype.type
         for u in range(len(rows)):
-            if u + AHEAD < len(rows):
-                _prefetch_row(weight, rows[u + AHEAD])
-                _prefetch_row(state, rows[u + AHEAD])
-                prefetch_id(weight, state, meta, rows[u + AHEAD])
+            _prefetch_ahead(weight, state, meta, rows, u)
             row = rows[u]
             table = granule_table[row // GRANULE]
             lr, eps = number(hyper[table, 0]), number(hyper[table, 1])
@@ -118,10 +120,7 @@ def rowwise_adagrad(D: int) -> Callable[..., None]:
         number = grads.dtype.type
         columns = number(D)
         for u in range(len(rows)):
-            if u + AHEAD < len(rows):
-                _prefetch_row(weight, rows[u + AHEAD])
-                _prefetch_row(state, rows[u + AHEAD])
-                prefetch_id(weight, state, meta, rows[u + AHEAD])
+            _prefetch_ahead(weight, state, meta, rows, u)
             row = rows[u]
             table = granule_table[row // GRANULE]
             lr, eps = number(hyper[table, 0]), number(hyper[table, 1])
@@ -144,10 +143,7 @@ def adam(D: int) -> Callable[..., None]:
                keys: Any) -> None:  # fmt: skip
         number = grads.dtype.type
         for u in range(len(rows)):
-            if u + AHEAD < len(rows):
-                _prefetch_row(weight, rows[u + AHEAD])
-                _prefetch_row(state, rows[u + AHEAD])
-                prefetch_id(weight, state, meta, rows[u + AHEAD])
+            _prefetch_ahead(weight, state, meta, rows, u)
             row = rows[u]
             table = granule_table[row // GRANULE]
             step_size, eps, shrink = number(hyper[table, 0]), number(hyper[table, 1]), number(hyper[table, 2])
@@ -174,10 +170,7 @@ def adam_per_row(D: int) -> Callable[..., None]:
                keys: Any) -> None:  # fmt: skip
         number = grads.dtype.type
         for u in range(len(rows)):
-            if u + AHEAD < len(rows):
-                _prefetch_row(weight, rows[u + AHEAD])
-                _prefetch_row(state, rows[u + AHEAD])
-                prefetch_id(weight, state, meta, rows[u + AHEAD])
+            _prefetch_ahead(weight, state, meta, rows, u)
             row = rows[u]
             table = granule_table[row // GRANULE]
             steps = state[row, 2 * D] + number(1)
@@ -209,10 +202,7 @@ def ftrl(D: int) -> Callable[..., None]:
                keys: Any) -> None:  # fmt: skip
         number = grads.dtype.type
         for u in range(len(rows)):
-            if u + AHEAD < len(rows):
-                _prefetch_row(weight, rows[u + AHEAD])
-                _prefetch_row(state, rows[u + AHEAD])
-                prefetch_id(weight, state, meta, rows[u + AHEAD])
+            _prefetch_ahead(weight, state, meta, rows, u)
             row = rows[u]
             table = granule_table[row // GRANULE]
             lr, beta = number(hyper[table, 0]), number(hyper[table, 1])

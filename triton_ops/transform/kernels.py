@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_ops.columns import describe
+from triton_ops.launches import Configuration
 from triton_ops.transform import reference
 
 BLOCK = 512
@@ -260,3 +261,22 @@ def _to_device(parameter: Any, device: torch.device) -> Tensor:
         return parameter
     tensor = torch.from_numpy(parameter)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _listed(kernel: Any, **parameters: str) -> Configuration:
+    constants = {"BLOCK": BLOCK} | ({"STEPS": 6} if kernel.__name__ in SEARCHES else {})
+    return Configuration(kernel, {"table": "*i64", **parameters}, constants)
+
+
+CONFIGURATIONS = (
+    _listed(hash_ids, kinds="*i64"),
+    _listed(modulo, divisors="*i64"),
+    _listed(multi_hash, hashes="*i64", splits="*i64"),
+    _listed(vocabulary, sorted_ids="*i64", places_of="*i64", splits="*i64", unknown="*i64"),
+    _listed(bucketize_floats, boundaries="*fp32", splits="*i64"),
+    _listed(bucketize_integers, boundaries="*i64", splits="*i64"),
+    _listed(clip_floats, bounds="*fp32"),
+    _listed(clip_integers, bounds="*i64"),
+    _listed(standardize, shift_scale="*fp32"),
+    _listed(quantile, knots="*fp32", splits="*i64"),
+)

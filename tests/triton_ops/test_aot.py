@@ -1,0 +1,76 @@
+"""Every listed launch compiles for three GPUs, on the installed Triton and on the oldest that users have.
+
+What is compiled is kept under build/triton, so that only kernels that changed are compiled again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.triton_ops.aot import ROOT, TARGETS
+
+pytest.importorskip("triton")
+
+OLDEST = "3.6.0"
+"""What the CUDA build of the oldest torch that is tested pins."""
+KEPT = ROOT / "build" / "triton"
+
+
+def compile_all(arguments: list[str], **environment: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Kernels that are not listed, and what came of each launch that is."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.triton_ops.aot", "2", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(KEPT / "compiled"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, *lines = map(json.loads, result.stdout.splitlines())
+    return first["unlisted"], lines
+
+
+def name(found: Mapping[str, Any]) -> str:
+    return f"{found['module']}[{found['place']}] {found.get('kernel', '')} on {found['target']}"
+
+
+def check(results: list[dict[str, Any]], targets: list[str]) -> None:
+    assert results
+    assert {result["target"] for result in results} == set(targets)
+    assert {name(each): each["error"] for each in results if "error" in each} == {}
+    assert {name(each): each["strong"] for each in results if each["strong"]} == {}
+    assert {name(each): each["spilled"] for each in results if each["spilled"]} == {}
+    assert [name(each) for each in results if each["wide"] and not each["moves_16_bytes"]] == []
+
+
+def test_every_launch_compiles_without_spills_by_16_bytes_and_with_relaxed_atomics():
+    unlisted, results = compile_all(list(TARGETS))
+    assert unlisted == [], "list how it is launched in its module's CONFIGURATIONS"
+    check(results, list(TARGETS))
+
+
+@pytest.fixture(scope="module")
+def oldest_triton() -> Path:
+    folder = KEPT / OLDEST
+    if not (folder / "triton").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "0", "--timeout", "5"]
+        result = subprocess.run(
+            [*install, "--target", str(folder), f"triton=={OLDEST}"], capture_output=True, text=True, check=False
+        )
+        if result.returncode != 0:
+            pytest.skip(f"triton {OLDEST} is not in {folder} and cannot be installed there: {result.stderr[-200:]}")
+    return folder
+
+
+def test_every_kernel_compiles_on_the_oldest_triton(oldest_triton):
+    path = os.pathsep.join([str(oldest_triton), str(ROOT)])
+    _, results = compile_all([*TARGETS, "--once"], PYTHONPATH=path)
+    check(results, list(TARGETS))

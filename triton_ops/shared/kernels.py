@@ -1,0 +1,117 @@
+"""Parts of kernels: where rows lie, random bits, arithmetic that is rounded as on the CPU, searches.
+
+None is launched by itself. Random bits are those that `triton_ops.index.mix64` and `triton_ops.row_update.rounding`
+define, so that a row has the same values on every device.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from triton_ops.initialize import layout
+from triton_ops.places import FLAT as _FLAT
+
+FLAT = tl.constexpr(_FLAT)
+GOLDEN = tl.constexpr(layout.GOLDEN)
+
+DTYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.int8: tl.int8,
+    torch.int32: tl.int32,
+    torch.int64: tl.int64,
+}
+"""How kernels name what torch names."""
+
+
+@triton.jit
+def row_pointers(pointers, rows, DTYPE: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, ALIGN: tl.constexpr):
+    """Where rows begin. ``rows`` is int64 and not negative, 0 where nothing will be loaded."""
+    if SHIFT == FLAT:
+        blocks = tl.load(pointers) + rows * 0
+    else:
+        blocks = tl.load(pointers + (rows >> SHIFT))
+    # The hint must be on pointers: one on the int64 is lost, and loads fall to 4 bytes.
+    begins = tl.multiple_of(blocks.to(tl.pointer_type(DTYPE)), ALIGN)
+    return begins + (rows & ((1 << SHIFT) - 1)) * WIDTH
+
+
+@triton.jit
+def mix64(word):
+    """`triton_ops.index.mix64` of uint64."""
+    word = (word ^ (word >> 33)) * 0xFF51AFD7ED558CCD
+    word = (word ^ (word >> 33)) * 0xC4CEB9FE1A85EC53
+    return word ^ (word >> 33)
+
+
+@triton.jit
+def random_start(ids, keys):
+    """What an id's random bits begin with; both are int64, ``keys`` for seed, table and what else tells them apart."""
+    return mix64(mix64(ids.to(tl.uint64, bitcast=True)) ^ keys.to(tl.uint64, bitcast=True))
+
+
+@triton.jit
+def random_words(starts, columns):
+    """64 random bits for each id [T, 1] and column [1, D], uint64."""
+    return mix64(starts + (columns + 1).to(tl.uint64) * GOLDEN)
+
+
+@triton.jit
+def root(number):
+    """The square root, rounded to the nearest."""
+    if number.dtype == tl.float64:
+        return tl.sqrt(number)
+    return tl.sqrt_rn(number)
+
+
+@triton.jit
+def quotient(number, divisor):
+    """number / divisor, rounded to the nearest."""
+    if number.dtype == tl.float64:
+        return number / divisor
+    return tl.div_rn(number, divisor)
+
+
+@triton.jit
+def stochastic(number, words, PART: tl.constexpr, DTYPE: tl.constexpr):
+    """A float32 in DTYPE, rounded up or down by 16 bits of ``words``: see triton_ops.row_update.rounding."""
+    if DTYPE == tl.bfloat16:
+        added = ((words >> (16 * PART)) & 0xFFFF).to(tl.uint32)
+        rounded = (number.to(tl.uint32, bitcast=True) + added) >> 16
+        rounded = tl.where(number == number, rounded, 0x7FC0)
+        result = rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    elif DTYPE == tl.float16:
+        added = ((words >> (16 * PART)) & 0xFFFF).to(tl.uint32)
+        pattern = number.to(tl.uint32, bitcast=True)
+        magnitude = tl.abs(number)
+        above = (pattern & 0x7FFFFFFF) + (added & 0x1FFF)
+        scaled = tl.minimum(magnitude, 1.0).to(tl.float64) * 16777216.0 + added.to(tl.float64) * 0.0000152587890625
+        found = tl.where(magnitude < 0.00006103515625, scaled.to(tl.uint32), (above >> 13) - 114688)
+        found = tl.where(above >= 0x47800000, 0x7C00, found)
+        found = tl.where(number == number, found, 0x7E00) | ((pattern >> 16) & 0x8000)
+        result = found.to(tl.uint16).to(tl.float16, bitcast=True)
+    else:
+        result = number.to(DTYPE)
+    return result
+
+
+@triton.jit
+def last_at_most(rising, count, value, PROBES: tl.constexpr):
+    """The place of the last of ``count`` numbers that is at most ``value``, -1 where all are above it; scalars.
+
+    Asks for PROBES numbers at a time: a fifth of the steps of a search by halves, each of which waits for memory.
+    """
+    lane = tl.arange(0, PROBES).to(tl.int64)
+    left = count.to(tl.int64)
+    at = left * 0 - 1
+    while left > 0:
+        step = (left + PROBES - 1) // PROBES
+        is_there = lane * step < left
+        probes = tl.load(rising + at + 1 + lane * step, mask=is_there, other=0)
+        hits = tl.sum((is_there & (probes <= value)).to(tl.int64))
+        passed = (hits - 1) * step
+        left = tl.where(hits == 0, 0, tl.minimum(step - 1, left - passed - 1))
+        at = tl.where(hits == 0, at, at + 1 + passed)
+    return at

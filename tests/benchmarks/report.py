@@ -30,6 +30,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
 
 
+def load_average() -> float:
+    """Processes that ran or waited for a core during the last minute, those of the benchmark itself included."""
+    return round(os.getloadavg()[0], 2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """How one of our measures compares with a rival's; a ratio above 1 is in our favour."""
@@ -45,6 +50,7 @@ class Result:
     unit: str
     shapes: str
     threads: int
+    load: float = field(default_factory=load_average)
     hardware: str = field(default_factory=hardware)
     versions: dict[str, str] = field(default_factory=versions)
 
@@ -58,6 +64,10 @@ def print_table(results: Sequence[Result]) -> None:
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if results:
+        threads = sorted({result.threads for result in results})
+        loads = [result.load for result in results]
+        print(f"threads {threads}, load average {min(loads)} to {max(loads)}, {results[0].hardware}")
 
 
 def write_json(part: str, results: Sequence[Result]) -> Path:

@@ -16,17 +16,18 @@ class BufferPool:
     A fresh tensor of some megabytes costs a page fault for each 4 KB, which takes longer than filling it. Memory goes
     back to the pool when the last tensor over it is gone, views and tensors saved for backward included, so that a
     tensor may be kept for as long as one likes. The pool never has more pieces of memory than tensors were in use at
-    the same time.
+    the same time. On another device than the CPU memory is that of torch, which keeps it for later tensors itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
         self._free: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of any content: take((1000, 16), torch.float32). Small ones are torch's own."""
         nbytes = math.prod(shape) * dtype.itemsize
-        if nbytes < HUGE_PAGE:
-            return torch.empty(shape, dtype=dtype)
+        if nbytes < HUGE_PAGE or self.device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=self.device)
         memory = self._take_memory(nbytes)
         lent = memory[:nbytes]  # an array of its own: torch keeps it for as long as any tensor shares its memory
         weakref.finalize(lent, self._free.append, memory).atexit = False

@@ -29,12 +29,12 @@ class Queue:
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     steps: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
-    def take(self, count: int, last_step_R: np.ndarray) -> np.ndarray:
+    def take(self, count: int, last_steps: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """The first ``count`` rows that nothing has looked up since, or fewer; they leave the queue."""
         taken: list[np.ndarray] = []
         while count > 0 and len(self.rows):
             size = 2 * count + 64
-            is_untouched = last_step_R[self.rows[:size]] == self.steps[:size]
+            is_untouched = last_steps(self.rows[:size]) == self.steps[:size]
             last = np.flatnonzero(is_untouched)[:count][-1:] if is_untouched.sum() >= count else [len(is_untouched) - 1]
             end = int(last[0]) + 1
             taken.append(self.rows[:end][is_untouched[:end]])
@@ -64,7 +64,7 @@ def choose(table: "DynamicTable", policy: Eviction, step: int, now: float) -> Te
         return torch.from_numpy(_least_recent(excess, table))
     assert isinstance(policy, Lfu), f"no such eviction: {policy.kind}"
     rows = _rows(table)
-    return torch.from_numpy(_lowest(excess, table, rows, _records(table)[rows, COUNT], LAST_STEP, ID))
+    return torch.from_numpy(_lowest(excess, table, rows, _records(table, rows, COUNT), LAST_STEP, ID))
 
 
 def waits_until(table: "DynamicTable", policy: Eviction, step: int, now: float) -> int | None:
@@ -90,14 +90,19 @@ def first_step_after(times: list[tuple[int, float]], step: int, now: float, seco
     return times[0][0] + 1
 
 
-def _records(table: "DynamicTable") -> np.ndarray:
-    return table.group.meta.numpy()
+def _records(table: "DynamicTable", rows: np.ndarray | slice, column: int) -> np.ndarray:
+    """A column of rows' records: on the CPU without a copy where rows are a run, else as a copy."""
+    meta = table.group.meta
+    if isinstance(meta, Tensor) and meta.device.type == "cpu":
+        return meta.numpy()[rows, column]
+    places = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(meta.device)
+    return meta[places, column].cpu().numpy()
 
 
 def _pieces(table: "DynamicTable") -> Iterator[tuple[slice, np.ndarray]]:
     """Rows that were handed out, and which of them an id has."""
     for piece in table.group.rows.handed_out(table.number):
-        yield piece, _records(table)[piece, LAST_STEP] != NOBODYS
+        yield piece, _records(table, piece, LAST_STEP) != NOBODYS
 
 
 def _rows(table: "DynamicTable") -> np.ndarray:
@@ -111,14 +116,14 @@ def _join(rows: list[np.ndarray]) -> np.ndarray:
 def _unused_since(table: "DynamicTable", step: int) -> Tensor:
     found = []
     for piece, used in _pieces(table):
-        found.append(piece.start + np.flatnonzero(used & (_records(table)[piece, LAST_STEP] < step)))
+        found.append(piece.start + np.flatnonzero(used & (_records(table, piece, LAST_STEP) < step)))
     return torch.from_numpy(_join(found))
 
 
 def _short(table: "DynamicTable", below: float) -> Tensor:
     found = []
     for piece, used in _pieces(table):
-        norms = torch.linalg.vector_norm(table.group.weight[piece].double(), dim=1).numpy()
+        norms = torch.linalg.vector_norm(table.group.weight[piece].double(), dim=1).cpu().numpy()
         found.append(piece.start + np.flatnonzero(used & (norms < below)))
     return torch.from_numpy(_join(found))
 
@@ -131,7 +136,7 @@ def _lowest(count: int, table: "DynamicTable", rows: np.ndarray, keys: np.ndarra
         chosen.append(rows[keys < bound])
         count -= len(chosen[-1])
         rows = rows[keys == bound]
-        keys = _records(table)[rows, column]
+        keys = _records(table, rows, column)
     chosen.append(rows[np.argsort(keys, kind="stable")[:count]])
     return _join(chosen)
 
@@ -143,13 +148,13 @@ def _least_recent(count: int, table: "DynamicTable") -> np.ndarray:
     was, no other can have come before it, since steps only rise; so most calls look at a few rows.
     """
     queue = table.oldest
-    chosen = queue.take(count, _records(table)[:, LAST_STEP])
+    chosen = queue.take(count, lambda rows: _records(table, rows, LAST_STEP))
     if len(chosen) < count:
         rows = _rows(table)
         ahead = min(len(rows), max(2 * count, (table.declaration.capacity or 0) // 4))
-        rows = _lowest(ahead, table, rows, _records(table)[rows, LAST_STEP], ID)
-        steps = _records(table)[rows, LAST_STEP]
-        order = np.lexsort((_records(table)[rows, ID], steps))
+        rows = _lowest(ahead, table, rows, _records(table, rows, LAST_STEP), ID)
+        steps = _records(table, rows, LAST_STEP)
+        order = np.lexsort((_records(table, rows, ID), steps))
         chosen, rows, steps = rows[order[:count]], rows[order[count:]], steps[order[count:]]
         is_past = steps < table.group.clock  # rows of the step that runs may yet be joined by others
         queue.rows, queue.steps = rows[is_past], steps[is_past]

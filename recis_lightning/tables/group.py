@@ -21,12 +21,14 @@ from recis_lightning.schema.policies import Score, keeps_to_capacity
 from recis_lightning.tables import eviction
 from recis_lightning.tables.admission import Gate
 from recis_lightning.tables.buffers import BufferPool
+from recis_lightning.tables.eviction import Queue
+from recis_lightning.tables.indices import make_index
 from recis_lightning.tables.layout import FROZEN, Layout
 from recis_lightning.tables.pending import PendingGrad, sum_by_row
 from recis_lightning.tables.rows import DEFAULT_ROW, RowStore, TableFullError
 from recis_lightning.tables.table import ADMITTED, ERASED, EVICTED, REFUSED, DynamicTable
 from triton_ops.group_by_row import LAST_TICK, group_by_row
-from triton_ops.index import Index, mix64
+from triton_ops.index import mix64
 from triton_ops.initialize import FirstValue, FirstValues, initialize
 from triton_ops.row_layout import GRANULE, ID, LAST_STEP
 
@@ -34,12 +36,14 @@ LENT_ROWS = 1 << 16  # what a table may have beyond a small capacity until the s
 MOST_PENDING = 8  # more would take memory for each accumulated batch, fewer would sum most gradients several times
 
 
-def build_groups(tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> list["TableGroup"]:
+def build_groups(
+    tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None, device: torch.device | None = None
+) -> list["TableGroup"]:
     """Group tables that one lookup can serve, and one update, in the order declared: see `Layout`."""
     alike: defaultdict[Layout, list[Table]] = defaultdict(list)
     for table in tables:
         alike[Layout.of(table)].append(table)
-    return [TableGroup(members, seed=seed, max_rows=max_rows) for members in alike.values()]
+    return [TableGroup(members, seed=seed, max_rows=max_rows, device=device) for members in alike.values()]
 
 
 class TableGroup:
@@ -49,12 +53,22 @@ class TableGroup:
     (see `RowStore`). Memory is used only for rows that ids have. A first value depends on seed, table name, id and
     column alone. One thread at a time may use a group. Copies and pickles hold the rows in use, not the reservation.
 
+    All that has to do with rows lies on ``device``, the CPU where none is given, and so do ids and rows of its calls;
+    what is known of ids that wait for admission lies on the CPU.
+
     Raises ValueError where the tables differ in layout.
     """
 
     default_row = DEFAULT_ROW
 
-    def __init__(self, tables: Sequence[Table], *, seed: int = 0, max_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        *,
+        seed: int = 0,
+        max_rows: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         layouts = set(map(Layout.of, tables))
         if len(layouts) != 1:
             raise ValueError(
@@ -71,11 +85,11 @@ class TableGroup:
         """Where in a row's state each part of it lies, by name."""
         limits = [_most_rows(table) for table in tables]
         weight, state = (self.dim, self.dtype), (self.layout.state_width, self.layout.state_dtype)
-        self.rows = RowStore(len(tables), weight, state, max_rows, limits)
-        self.index = Index(len(tables), self.rows.slots.numpy())
+        self.rows = RowStore(len(tables), weight, state, max_rows, limits, device or torch.device("cpu"))
+        self.index = make_index(len(tables), self.rows)
         self.pending: list[PendingGrad] = []
         """What backward has left for the optimizer's next step."""
-        self.buffers = BufferPool()
+        self.buffers = BufferPool(self.device)
         """Memory for the outputs and gradients of lookups."""
         self.gate = Gate(tables, seed, max_rows)
         """Decides which unknown ids get a row."""
@@ -87,9 +101,9 @@ class TableGroup:
         """Tables that training has looked up since the last step, by their number, where they are not trained."""
         self._tick = 0
         self._first_values = FirstValues.of([_first_value(table, self.state_slices, seed) for table in tables])
-        self._averages_T = torch.tensor([table.grad_reduce == "mean" for table in tables])
-        self.averages = bool(self._averages_T.any())
+        self.averages = any(table.grad_reduce == "mean" for table in tables)
         """Whether a table of it takes the mean over an id's occurrences, and `leave` needs to know how many."""
+        self._averages_T = torch.tensor([table.grad_reduce == "mean" for table in tables]).to(self.device)
         self._evicts = any(table.eviction for table in tables)
         for table in tables:
             for policy in table.eviction:
@@ -112,6 +126,10 @@ class TableGroup:
     @property
     def dtype(self) -> torch.dtype:
         return self.layout.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.granule_table.device
 
     @property
     def is_frozen(self) -> bool:
@@ -138,6 +156,26 @@ class TableGroup:
         """int32 [R / 64] over reserved memory: the table of each 64 rows, -1 where they are not trained."""
         return self.rows.granule_table
 
+    def move_to(self, device: torch.device) -> None:
+        """Have all it holds on another device; row numbers are others afterwards. Memory is used on both meanwhile.
+
+        Raises RuntimeError while gradients wait for the optimizer, and as `lookup` where the other device has no room,
+        with everything as it was.
+        """
+        if device.type != self.device.type or device.index not in (None, self.device.index):
+            self.build_anew(device)
+
+    def build_anew(self, device: torch.device) -> None:
+        """`move_to`, be it to where it is."""
+        self._check_no_pending("moving tables")
+        moved = TableGroup([t.declaration for t in self.tables], seed=self.seed, max_rows=self.max_rows, device=device)
+        for table, other in zip(self.tables, moved.tables, strict=True):
+            other.take_over(table)
+            table.oldest = Queue()  # which speaks of rows
+        kept = "tables", "gate", "events", "frozen_lookups", "erasures"
+        vars(self).update({name: value for name, value in vars(moved).items() if name not in kept})
+        self.erasures += 1  # rows that were looked up before are no longer theirs
+
     def lookup(
         self,
         ids_N: Tensor,
@@ -148,7 +186,7 @@ class TableGroup:
     ) -> Tensor:
         """The row of each id: ids [5, 7, 5], splits [0, 2, 3], tables [0, 1] look up 5 and 7 in table 0, 5 in table 1.
 
-        ``ids_N`` is int64 [N]; ``splits_K1`` int64 [K + 1] and ``table_index_K`` int32 or int64 [K] lie on the CPU; a
+        ``ids_N`` is int64 [N]; ``splits_K1`` int64 [K + 1] and ``table_index_K`` int32 or int64 [K] are on the CPU; a
         table may come up in several runs. ``counts_N`` says how often each id occurs to an admission that counts, once
         where it is not given. Returns int64 [N]. With ``insert``, new ids that their table admits get rows
         with their first values, and the others read ``default_row``; without, nothing changes and unknown ids read
@@ -170,15 +208,16 @@ class TableGroup:
         self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, counts_N: Tensor | None
     ) -> Tensor:
         rows_N = self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
-        unknown_M = (rows_N == DEFAULT_ROW).nonzero().squeeze(1)
+        unknown_M = (rows_N == DEFAULT_ROW).nonzero().squeeze(1).cpu()
         if len(unknown_M) == 0:
             return rows_N
+        unknown_ids_M = ids_N[unknown_M.to(self.device)].cpu()  # what is known of them is there
         run_sizes_K = torch.searchsorted(unknown_M, splits_K1).diff()
         tables_M = table_index_K.repeat_interleave(run_sizes_K)
         ends_M: slice | Tensor = slice(None)
-        ids_O, tables_O = ids_N[unknown_M], tables_M
+        ids_O, tables_O = unknown_ids_M, tables_M
         if counts_N is not None:  # all occurrences: the gate counts them, and decides once for those of an id
-            counts_M = counts_N[unknown_M]
+            counts_M = counts_N.cpu()[unknown_M]
             ids_O, tables_O = ids_O.repeat_interleave(counts_M), tables_M.repeat_interleave(counts_M)
             ends_M = counts_M.cumsum(0) - 1
         admitted_O = self.gate.admit(ids_O, tables_O, self.clock)
@@ -187,7 +226,8 @@ class TableGroup:
         admitted = unknown_M[admitted_M]
         if len(admitted):
             before = [len(table) for table in self.tables]
-            rows_N[admitted] = self.insert(ids_N[admitted], torch.searchsorted(admitted, splits_K1), table_index_K)
+            admitted_ids, where = unknown_ids_M[admitted_M].to(self.device), admitted.to(self.device)
+            rows_N[where] = self.insert(admitted_ids, torch.searchsorted(admitted, splits_K1), table_index_K)
             self.events[:, ADMITTED] += [len(table) - count for table, count in zip(self.tables, before, strict=True)]
         return rows_N
 
@@ -235,7 +275,7 @@ class TableGroup:
         if len(rows_V) == 0:
             return 0
         # By id: which row a new id gets must not depend on where those of forgotten ids happened to lie.
-        ids_V = self.meta[rows_V, ID].sort().values
+        ids_V = self.meta[rows_V.to(self.device), ID].sort().values
         count = self.drop(ids_V, torch.tensor([0, len(ids_V)]), torch.tensor([table.number]))[table.number]
         self.events[table.number, EVICTED] += count
         return count
@@ -283,6 +323,12 @@ class TableGroup:
             return (
                 f"table '{table.name}' is full: it holds {len(table):,} ids, its capacity; raise capacity, let it "
                 "forget with eviction lru, or let it take up fewer ids with admission counter"
+            )
+        if (refused := self.rows.refused) is not None:
+            return (
+                f"table '{table.name}' can't grow: {refused}, beside the {len(table):,} ids it holds; what it holds "
+                "is as it was. Declare a capacity with an eviction, take smaller rows (dim, dtype, state_dtype), or "
+                "share the tables among more devices"
             )
         sizes = ", ".join(f"{table.name} {len(table):,}" for table in sorted(self.tables, key=len, reverse=True)[:5])
         return (
@@ -344,6 +390,7 @@ class TableGroup:
             "steps": [table.step for table in self.tables],
             "seed": self.seed,
             "max_rows": self.max_rows,
+            "device": self.device,
             "rows": self.rows.snapshot(),
             "index": self.index.snapshot(),
             "pending": [pending.clone() for pending in self.pending],
@@ -353,7 +400,8 @@ class TableGroup:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        TableGroup.__init__(self, state["declarations"], seed=state["seed"], max_rows=state["max_rows"])
+        like = {name: state[name] for name in ("seed", "max_rows", "device")}
+        TableGroup.__init__(self, state["declarations"], **like)
         for table, step in zip(self.tables, state["steps"], strict=True):
             table.step = step
         self.rows.restore(state["rows"])

@@ -39,7 +39,8 @@ def sum_by_row(
     parts, begin = [], 0
     for part in pending:
         end = begin + len(part.rows)
-        parts.append(PooledGrad(part.grads[:, None], torch.arange(begin, end + 1)[None], part.counts))
+        offsets = torch.arange(begin, end + 1, device=inverse_N.device)
+        parts.append(PooledGrad(part.grads[:, None], offsets[None], part.counts))
         begin = end
     grads_UD = buffers.take((len(rows_U), pending[0].grads.shape[1]), pending[0].grads.dtype)
     tables = frozenset().union(*(part.tables for part in pending))
@@ -50,4 +51,11 @@ def _sum_counts(pending: Sequence[PendingGrad], inverse_N: Tensor, rows_U: Tenso
     counts = [part.counts for part in pending if part.counts is not None]
     if len(counts) < len(pending):
         return None
-    return counts[0].new_zeros(len(rows_U)).index_add_(0, inverse_N, torch.cat(counts))
+    return add_by_row(torch.cat(counts), inverse_N, len(rows_U))
+
+
+def add_by_row(values_N: Tensor, inverse_N: Tensor, unique: int) -> Tensor:
+    """The sum of each unique row's values: values [1, 2, 3] with inverse [0, -1, 0] -> [4]; -1 is left out."""
+    # What is left out goes behind the others: to choose instead would wait for the device.
+    places_N = torch.where(inverse_N < 0, unique, inverse_N)
+    return values_N.new_zeros(unique + 1).index_add_(0, places_N, values_N)[:unique]

@@ -1,29 +1,29 @@
-"""The row store of a group: weights, optimizer state and records in reserved memory, and which table owns which rows.
+"""The row store of a group: weights, optimizer state and records, and which table owns which rows.
 
-R rows reserved, D row width, W width of the optimizer's state, T tables.
+On the CPU rows lie in reserved memory, elsewhere in blocks that are added as tables grow (`tables.places`).
+
+R rows there may be, D row width, W width of the optimizer's state, T tables.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from recis_lightning.tables.memory import physical_memory, reserve
+from recis_lightning.tables.memory import reserve
+from recis_lightning.tables.places import FILLED_AHEAD, MOST_ROWS, NoMemory, find_place
+from triton_ops.blocks import Blocks
 from triton_ops.index import RowPool
 from triton_ops.index.layout import END, NEXT, NO_ROW
-from triton_ops.row_layout import GRANULE, ID, LAST_STEP, NOBODYS, RECORD, STAMP, UNTRAINED
+from triton_ops.row_layout import GRANULE, ID, LAST_STEP, NOBODYS, STAMP, UNTRAINED
 
 DEFAULT_ROW = 0
 """The row of zeros that unknown ids read."""
 
-MOST_ROWS = 1 << 31
-FEWEST_ROWS = 1 << 16  # what a refused reservation is halved down to
 LARGEST_BLOCK = 1 << 12  # rows; small next to what grows at once, so that tables fill huge pages together
-_FILLED_AHEAD = 1 << 12  # granules marked as untrained at a time
-
-SLOTS_PER_ROW = 8  # a segment is at least 1/8 full after it has grown, bar small ones and gaps between them
 
 
 class TableFullError(RuntimeError):
@@ -50,12 +50,11 @@ class _Blocks:
 class RowStore:
     """Rows of a group of tables: blocks never move, so a row number is good for the life of the group.
 
-    ``weight`` [R, D], ``state`` [R, W], ``meta`` [R, 4] and ``granule_table`` [R / 64] are views of reserved memory,
+    ``weight`` [R, D], ``state`` [R, W], ``meta`` [R, 4] and ``granule_table`` [R / 64] are those of a `places.Place`,
     laid out as `triton_ops.row_layout` says. Rows 0 to 63 are untrained zeros; row 0 is what unknown ids read.
 
-    ``max_rows`` is how many rows the group may ever have. None takes as many as would fill this machine's memory twice,
-    at most 2^31, and fewer where the system refuses that much address space. ``limits`` is how many rows each table may
-    have, None where only the group's bound counts.
+    ``max_rows`` is how many rows the group may ever have; None takes what `places.find_place` says. ``limits`` is how
+    many rows each table may have, None where only the group's bound counts.
     """
 
     def __init__(
@@ -65,20 +64,32 @@ class RowStore:
         state: tuple[int, torch.dtype],
         max_rows: int | None,
         limits: Sequence[int | None] = (),
+        device: torch.device | None = None,
     ) -> None:
-        """``weight`` and ``state`` say how wide each is, and of which dtype."""
-        self.weight, self.state, self.meta, self.granule_table, self.slots = _reserve(tables, weight, state, max_rows)
-        self.pool = RowPool(RowPool.empty_cursors(tables), self.meta[:, ID].numpy(), self._refill)
+        """``weight`` and ``state`` say how wide each is, and of which dtype; ``device`` is that of `find_place`."""
+        self._place = find_place(tables, weight, state, max_rows, device)
+        self.weight, self.state, self.meta = self._place.weight, self._place.state, self._place.meta
+        self.granule_table, self.slots = self._place.granule_table, self._place.slots
+        self.refused: NoMemory | None = None
+        """Why the last table that asked for rows got none, where it was for want of memory."""
+        self.pool = RowPool(RowPool.empty_cursors(tables), self._row_ids(), self._refill)
         self._blocks = [_Blocks() for _ in range(tables)]
         self._limits = [MOST_ROWS if limit is None else limit for limit in limits or [None] * tables]
         self._end = GRANULE  # rows behind this one belong to nobody
         self._filled = 0
+        self._place.commit(GRANULE)
         self._mark(0, GRANULE, UNTRAINED)
+
+    def _row_ids(self) -> np.ndarray:
+        """int64 [R] on the CPU: the ids of rows for an index that lies there."""
+        if isinstance(self.meta, Tensor):
+            return self.meta[:, ID].numpy()
+        return reserve((self.capacity,), torch.int64).numpy()
 
     @property
     def capacity(self) -> int:
-        """How many rows are reserved."""
-        return len(self.meta)
+        """How many rows there may be."""
+        return self._place.capacity
 
     @property
     def room(self) -> int:
@@ -86,14 +97,20 @@ class RowStore:
         return self.capacity - GRANULE
 
     def _refill(self, table: int) -> bool:
-        """Point the pool to the next block of a table; False at its limit, or where all reserved rows are taken."""
+        """Point the pool to the next block of a table; False at its limit, or where no more rows are to be had."""
         blocks = self._blocks[table]
         left = self._limits[table] - blocks.handed_out
+        self.refused = None
         if left <= 0:
             return False
         if blocks.used == len(blocks.bounds):
             size = min(max(blocks.rows, GRANULE), LARGEST_BLOCK, self.capacity - self._end)
             if size == 0:
+                return False
+            try:
+                self._place.commit(self._end + size)
+            except NoMemory as refused:
+                self.refused = refused
                 return False
             blocks.bounds.append((self._end, self._end + size))
             self._mark(self._end, self._end + size, table)
@@ -106,7 +123,7 @@ class RowStore:
     def _mark(self, begin: int, end: int, table: int) -> None:
         """Say whose the granules of these rows are, and that those behind are nobody's yet."""
         if end // GRANULE > self._filled:
-            ahead = end // GRANULE + _FILLED_AHEAD
+            ahead = end // GRANULE + FILLED_AHEAD
             self.granule_table[self._filled : ahead] = UNTRAINED
             self._filled = ahead
         self.granule_table[begin // GRANULE : end // GRANULE] = table
@@ -115,6 +132,12 @@ class RowStore:
         """Take all rows of a table back; it keeps its blocks and starts anew with the first."""
         self.pool.cursors[table] = 0, 0, NO_ROW
         self._blocks[table].used = 0
+
+    def read_state(self, rows_N: Tensor, columns: slice) -> Tensor:
+        """A copy of some columns of rows' state."""
+        if isinstance(self.state, Blocks):
+            return self.state[rows_N, columns]
+        return self.state[:, columns].index_select(0, rows_N)
 
     def take_back(self, rows_N: Tensor) -> None:
         """Note that no id has these rows any more; the index has given them back to the pool."""
@@ -147,10 +170,11 @@ class RowStore:
 
     def snapshot(self) -> dict[str, Any]:
         """All it holds, as copies that end where its rows end."""
-        arrays = {name: array[: self._end].clone() for name, array in self._arrays()}
-        arrays["granule_table"] = self.granule_table[: self._end // GRANULE].clone()
+        arrays = {name: array[: self._end].to("cpu", copy=True) for name, array in self._arrays()}
+        arrays["granule_table"] = self.granule_table[: self._end // GRANULE].to("cpu", copy=True)
         blocks = [(list(blocks.bounds), blocks.used) for blocks in self._blocks]
-        return {"arrays": arrays, "blocks": blocks, "end": self._end, "cursors": self.pool.cursors.copy()}
+        pool = {"cursors": self.pool.cursors.copy(), "row_ids": self.pool.row_ids[: self._end].copy()}
+        return {"arrays": arrays, "blocks": blocks, "end": self._end, **pool}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Become what a snapshot holds; MemoryError where fewer rows are reserved."""
@@ -158,38 +182,16 @@ class RowStore:
             raise MemoryError(
                 f"the copied group has {snapshot['end']} rows, {self.capacity} are reserved; raise max_rows"
             )
+        self._place.commit(snapshot["end"])
         for name, array in self._arrays():
             array[: snapshot["end"]] = snapshot["arrays"][name]
         self._mark(0, snapshot["end"], UNTRAINED)
-        self.granule_table[: snapshot["end"] // GRANULE] = snapshot["arrays"]["granule_table"]
+        own = self.granule_table[: snapshot["end"] // GRANULE]
+        own.copy_(snapshot["arrays"]["granule_table"])
         self._blocks = [_Blocks(list(bounds), used) for bounds, used in snapshot["blocks"]]
         self._end = snapshot["end"]
         self.pool.cursors[:] = snapshot["cursors"]
+        self.pool.row_ids[: self._end] = snapshot["row_ids"]
 
-    def _arrays(self) -> Iterator[tuple[str, Tensor]]:
+    def _arrays(self) -> Iterator[tuple[str, Tensor | Blocks]]:
         return iter((("weight", self.weight), ("state", self.state), ("meta", self.meta)))
-
-
-def _reserve(
-    tables: int, weight: tuple[int, torch.dtype], state: tuple[int, torch.dtype], max_rows: int | None
-) -> tuple[Tensor, ...]:
-    """weight, state, meta, granule_table and the slots of the index."""
-    rows = max_rows
-    if rows is None:
-        bytes_per_row = sum(width * dtype.itemsize for width, dtype in (weight, state)) + RECORD * 8
-        rows = min(MOST_ROWS, max(FEWEST_ROWS, 2 * physical_memory() // bytes_per_row))
-    while True:
-        granules = -(-rows // GRANULE) + 1  # the first is nobody's
-        capacity = granules * GRANULE
-        try:
-            return (
-                reserve((capacity, weight[0]), weight[1]),
-                reserve((capacity, state[0]), state[1]),
-                reserve((capacity, RECORD), torch.int64),
-                reserve((granules + _FILLED_AHEAD,), torch.int32)[:granules],
-                reserve((SLOTS_PER_ROW * capacity + 2 * GRANULE * tables, 2), torch.int64),
-            )
-        except MemoryError:
-            if max_rows is not None or rows <= FEWEST_ROWS:
-                raise
-            rows //= 2

@@ -24,6 +24,7 @@ ADMITTED, REFUSED, EVICTED, ERASED = 0, 1, 2, 3
 """Columns of `TableGroup.events`, totals of a table since it was last cleared; REFUSED counts occurrences of ids."""
 
 NORM_PERCENTILES = (5, 50, 95)
+MOVED_BYTES = 64 << 20  # of rows that are in memory once more while a table is moved
 
 if TYPE_CHECKING:
     from recis_lightning.tables.group import TableGroup
@@ -107,30 +108,38 @@ class DynamicTable:
         how = self.optimizer.kind if self.trainable else "not trained"
         return f"DynamicTable('{self.name}', {len(self)} ids, dim {self.dim}, {self.dtype}, {how})"
 
+    @property
+    def device(self) -> torch.device:
+        """Where its rows lie."""
+        return self.group.device
+
     def find(self, ids_N: Tensor) -> Tensor:
-        """The row of each id, -1 for ids it does not hold: int64 [N] -> int64 [N]. Changes nothing."""
-        return self.group.index.find(ids_N, *self._as_one_run(ids_N))
+        """The row of each id, -1 for ids it does not hold: int64 [N] -> int64 [N] on its device. Changes nothing."""
+        return self.group.index.find(ids_N.to(self.device), *self._as_one_run(ids_N))
 
     def find_or_insert(self, ids_N: Tensor) -> Tensor:
         """The row of each id; new ids get rows with their first values, past any admission. Ids may repeat.
 
         Raises TableFullError.
         """
-        return self.group.insert(ids_N, *self._as_one_run(ids_N))
+        return self.group.insert(ids_N.to(self.device), *self._as_one_run(ids_N))
 
     def erase(self, ids_N: Tensor) -> int:
         """Forget ids; their rows go to ids that are new later. Returns how many of them it held.
 
         Rows looked up before must not be used afterwards. Raises RuntimeError while gradients wait for the optimizer.
         """
-        return self.group.erase(ids_N, *self._as_one_run(ids_N))[self.number]
+        return self.group.erase(ids_N.to(self.device), *self._as_one_run(ids_N))[self.number]
 
     def weight(self, rows_N: Tensor) -> Tensor:
-        """A copy of rows, [N, D]; IndexError for a row that is none, such as the -1 of `find`."""
+        """A copy of rows, [N, D], on its device; on the CPU IndexError for a row that is none, as the -1 of `find`."""
         return self.group.weight.index_select(0, rows_N)
 
     def export(self, first_shard: int = 0, last_shard: int = SHARDS) -> TableSlice:
-        """A copy of what it holds in virtual shards [first_shard, last_shard), ordered by mix64(id) as unsigned."""
+        """A copy of what it holds in virtual shards [first_shard, last_shard), ordered by mix64(id) as unsigned.
+
+        It is on the CPU, wherever the table is.
+        """
         _, rows = self.group.index.items(self.number, first_shard, last_shard)
         return self.slice(rows)
 
@@ -153,14 +162,12 @@ class DynamicTable:
             yield first, min(first + size, last_shard)
 
     def slice(self, rows: Tensor) -> TableSlice:
-        """A copy of all that these rows hold."""
-        slots = {
-            name: self.group.state[:, columns].index_select(0, rows)
-            for name, columns in self.group.state_slices.items()
-        }
-        record = self.group.meta.index_select(0, rows)
+        """A copy of all that these rows hold, on the CPU."""
+        rows = rows.to(self.device)
+        slots = {name: self.group.rows.read_state(rows, part).cpu() for name, part in self.group.state_slices.items()}
+        record = self.group.meta.index_select(0, rows).cpu()
         ids, last_step, count = (record[:, column].clone() for column in (ID, LAST_STEP, COUNT))
-        return TableSlice(ids, self.weight(rows), slots, last_step, count)
+        return TableSlice(ids, self.weight(rows).cpu(), slots, last_step, count)
 
     def complete(
         self,
@@ -187,7 +194,7 @@ class DynamicTable:
         )
 
     def load(self, part: TableSlice) -> Tensor:
-        """Insert or overwrite ids with all that a slice says about them; their rows, int64 [N].
+        """Insert or overwrite ids with all that a slice on the CPU says about them; their rows, int64 [N].
 
         Raises ValueError where the slice does not fit the table or names an id twice, TableFullError if rows run out.
         """
@@ -222,6 +229,14 @@ class DynamicTable:
                 )
         if len(part.ids.unique()) != count:
             raise ValueError(f"{where}: {count - len(part.ids.unique())} of {count} ids in the slice repeat others")
+
+    def take_over(self, other: "DynamicTable") -> None:
+        """Hold all that another table of the same declaration holds, be it on another device, and what is known of it.
+
+        A piece of bounded size goes after the other.
+        """
+        for first, last in other.shard_ranges(MOVED_BYTES):
+            self.load(other.export(first, last))
 
     def keep(self, first_shard: int, last_shard: int) -> None:
         """Forget all but virtual shards [first_shard, last_shard), and what admission knows of the others."""
@@ -289,7 +304,7 @@ class DynamicTable:
     def _scan(self) -> dict[str, float]:
         mean, most = self.group.index.probe_lengths(self.number)
         _, rows = self.group.index.items(self.number)
-        norms = [torch.linalg.vector_norm(self.weight(part).double(), dim=1) for part in rows.split(1 << 18)]
+        norms = [torch.linalg.vector_norm(self.weight(part).double(), dim=1).cpu() for part in rows.split(1 << 18)]
         norm_N = torch.cat(norms).numpy() if len(rows) else np.zeros(1)
         found = {"norm_min": norm_N.min(), "norm_mean": norm_N.mean(), "norm_max": norm_N.max()}
         percentiles = dict(zip(NORM_PERCENTILES, np.percentile(norm_N, NORM_PERCENTILES), strict=True))

@@ -120,7 +120,7 @@ def import_table(
         for piece in file.read(names):
             part = _in_shards(_as_slice(table, file, piece, ids, vector), shards)
             try:
-                rows = table.load(part)
+                rows = table.load(part).cpu()
             except ValueError as error:
                 raise TableFileError(f"'{file.path}': {error}") from error
             repeated = seen[rows]

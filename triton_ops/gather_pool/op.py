@@ -46,7 +46,7 @@ def gather_pool(
             f"coefficients are {coefficients_M.dtype} {list(coefficients_M.shape)}; give {dtype} for each row"
         )
     shape = offsets_KB1.shape[1] - 1, offsets_KB1.shape[0], weight.shape[1]
-    out = weight.new_empty(shape, dtype=dtype) if out_BKD is None else out_BKD
+    out = torch.empty(shape, dtype=dtype, device=weight.device) if out_BKD is None else out_BKD
     if out.shape != shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(f"out is {out.dtype} {list(out.shape)}; give contiguous {dtype} {list(shape)}")
     if choose("gather_pool", weight.device) == "reference":

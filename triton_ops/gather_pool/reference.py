@@ -27,7 +27,7 @@ def read_dtype(dtype: torch.dtype) -> torch.dtype:
 def gather_pool(weight: Tensor, rows_N: Tensor, offsets_KB1: Tensor, coefficients_M: Tensor | None) -> Tensor:
     """See op.py."""
     pooled, dtype = [], read_dtype(weight.dtype)
-    if weight.dtype != dtype:
+    if weight.dtype != dtype or not isinstance(weight, Tensor):
         weight, rows_N = weight[rows_N].to(dtype), torch.arange(len(rows_N), device=rows_N.device)
     for offsets_B1 in offsets_KB1:
         begin, end = int(offsets_B1[0]), int(offsets_B1[-1])

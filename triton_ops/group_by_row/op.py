@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from triton_ops.blocks import Blocks
 from triton_ops.dispatch import choose
 from triton_ops.group_by_row import reference
 from triton_ops.library import register
@@ -35,6 +36,8 @@ def group_by_row(
         raise ValueError(f"tick is {tick}, need 1 to {LAST_TICK}; clear the stamps and begin again at 1")
     if counts_N is not None and (counts_N.dtype != torch.int64 or counts_N.shape != rows_N.shape):
         raise ValueError(f"counts are {counts_N.dtype} {list(counts_N.shape)} for {len(rows_N)} rows; give int64 [N]")
+    if isinstance(meta, Blocks):
+        return reference.group_by_row(rows_N, meta, granule_table, step, counts_N)
     return _group_by_row(rows_N.contiguous(), meta, granule_table, tick, step, counts_N)
 
 

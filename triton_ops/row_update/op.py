@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from triton_ops.blocks import Blocks
 from triton_ops.dispatch import choose
 from triton_ops.library import register
 from triton_ops.row_layout import GRANULE, RECORD
@@ -55,6 +56,9 @@ def row_update(
     if keys_T.dtype != torch.int64 or keys_T.shape != hyper_TH.shape[:1]:
         raise ValueError(f"keys are {keys_T.dtype} {list(keys_T.shape)}; give int64 [{len(hyper_TH)}], one a table")
     arrays = weight, state, meta, rows_U.contiguous(), grads_UD.contiguous(), granule_table, hyper_TH, keys_T
+    if isinstance(weight, Blocks):
+        reference.row_update(rule, *arrays)
+        return
     _row_update(rule, *arrays)
 
 

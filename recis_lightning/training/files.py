@@ -12,6 +12,7 @@ Paths are local or any URL that fsspec knows. Where a rename is not atomic (obje
 place and the manifest last: a directory without a manifest is no checkpoint.
 """
 
+import ctypes
 import json
 import os
 import posixpath
@@ -98,18 +99,32 @@ class DirectoryWriter:
             _sync_folder(folder)
 
     def _replace(self) -> None:
-        """Rename the directory to its name; one that had the name is moved out of the way first, and then removed.
+        """Rename the directory to its name. One that has the name is exchanged for it in one step, and then removed.
 
-        POSIX replaces no directory that holds files in one step. Between the two renames only `.old` and `.tmp` exist,
-        both whole, and `DirectoryReader` finds them.
+        Where the file system can't exchange, the one that has the name is moved out of the way first. Between the two
+        renames only `.old` and `.tmp` exist, both whole, and `DirectoryReader` finds them.
         """
         replaced = self._root + REPLACED
-        if os.path.lexists(self._root):
+        if not os.path.lexists(self._root):
+            os.rename(self._folder, self._root)
+        else:
             _remove(self._fs, replaced)
-            os.rename(self._root, replaced)
-        os.rename(self._folder, self._root)
+            if exchange(self._folder, self._root):
+                os.rename(self._folder, replaced)
+            else:
+                os.rename(self._root, replaced)
+                os.rename(self._folder, self._root)
         _sync_folder(os.path.dirname(self._root))
         _remove(self._fs, replaced)
+
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of renameat2(2)
+
+
+def exchange(first: str, second: str) -> bool:
+    """Let two paths change places in one step, which Python has no function for; False where the system has none."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0
 
 
 def _sync_folder(folder: str) -> None:

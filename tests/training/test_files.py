@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter, remove_directory
+from recis_lightning.training.files import (
+    CheckpointError,
+    DirectoryReader,
+    DirectoryWriter,
+    exchange,
+    remove_directory,
+)
 
 DENSE, ROWS = b"dense" * 100, b"rows" * 1000
 
@@ -62,6 +68,30 @@ def test_a_checkpoint_is_replaced_by_one_of_the_same_name(tmp_path: Path) -> Non
     write(str(tmp_path / "last.ckpt"))
     write(str(tmp_path / "last.ckpt"), dense=b"newer")
     assert DirectoryReader(str(tmp_path / "last.ckpt")).read("dense.safetensors") == b"newer"
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_checkpoint_that_is_replaced_is_whole_at_any_moment(
+    can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, rename = tmp_path / "last.ckpt", os.rename
+    write(str(place))
+
+    def look_and_rename(old: str, new: str) -> None:
+        for _ in range(2):
+            assert DirectoryReader(str(place)).read("dense.safetensors") in (DENSE, b"newer")
+            assert place.exists() or not can_exchange
+            if os.path.exists(old):
+                rename(old, new)
+
+    if not can_exchange:
+        monkeypatch.setattr("recis_lightning.training.files.exchange", lambda *paths: False)
+    elif not exchange(str(place), str(place)):
+        pytest.skip("this file system exchanges nothing")
+    monkeypatch.setattr(os, "rename", look_and_rename)
+    write(str(place), dense=b"newer")
+    assert DirectoryReader(str(place)).read("dense.safetensors") == b"newer"
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
 

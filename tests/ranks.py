@@ -1,7 +1,7 @@
 """Runs a function on several ranks, each a process of its own, connected by gloo.
 
-The processes are started once, since importing torch and Lightning takes them seconds, and serve all tests of a
-session; after a failure they are replaced.
+The processes are started once, from one that has imported torch and Lightning for all, which takes seconds, and serve
+all tests of a session; after a failure they are replaced.
 """
 
 import atexit
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,21 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 SECONDS = 100
+forked = mp.get_context("forkserver")
+"""Starts processes by forking one that has imported what is slow to import, and has not done anything else."""
+forked.set_forkserver_preload(["recis_lightning.cli.run", "tests.training.helpers"])
+ROOT = Path(__file__).parents[1]
+OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+OF_LAUNCHERS += ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+
+
+def shell_environment() -> dict[str, str]:
+    """The environment of a new process that finds this repository's packages, as a shell has it.
+
+    With what launchers set, a process would take itself for one of several, and wait for the others.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
+    return environment | {"PYTHONPATH": str(ROOT)}
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -36,10 +52,15 @@ def _connected(rank: int, store: str, world_size: int, function: Callable[..., A
 
 def run_trainers(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """As `run_ranks`, but as torchrun starts ranks: they know of each other by the environment, and connect later."""
+    return _pool(world_size).run(launched_environment(world_size), _launched, function, arguments)
+
+
+def launched_environment(world_size: int) -> dict[str, str]:
+    """What torchrun tells each rank, but for which one it is."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    settings = {
+    return {
         "GROUP_RANK": "0",
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
@@ -47,7 +68,6 @@ def run_trainers(world_size: int, function: Callable[..., Any], *arguments: Any)
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
     }
-    return _pool(world_size).run(settings, _launched, function, arguments)
 
 
 def _launched(rank: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -57,10 +77,9 @@ def _launched(rank: int, function: Callable[..., Any], arguments: tuple[Any, ...
 
 class _Pool:
     def __init__(self, size: int) -> None:
-        context = mp.get_context("spawn")
-        pipes = [context.Pipe() for _ in range(size)]
+        pipes = [forked.Pipe() for _ in range(size)]
         self.connections = [here for here, _ in pipes]
-        self.processes = [context.Process(target=_serve, args=(there,), daemon=True) for _, there in pipes]
+        self.processes = [forked.Process(target=_serve, args=(there,), daemon=True) for _, there in pipes]
         for process in self.processes:
             process.start()
 
@@ -84,7 +103,7 @@ class _Pool:
         failures = {rank: error for rank, error in sorted(results.items()) if isinstance(error, Exception)}
         if failures:
             self.stop()
-            _POOLS.clear()
+            del _POOLS[len(self.processes)]
             raise RuntimeError("\n".join(f"rank {rank}: {error}" for rank, error in failures.items()))
         return [results[rank] for rank in range(len(results))]
 
@@ -118,6 +137,8 @@ def _serve(connection: Connection) -> None:
             os.environ.clear()
             os.environ |= environment
         connection.send(result)
+        if isinstance(result, Exception):
+            os._exit(1)  # as a rank that has failed does, for the others see it by its connections
 
 
 _POOLS: dict[int, _Pool] = {}

@@ -12,7 +12,10 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 T = TypeVar("T")
 
 FAILURE = "recis/failure"  # under which the store holds what the first rank that failed said
-PATIENCE = 3.0  # seconds that a rank whose peers have gone waits for one of them to say why
+# Seconds that a rank whose peers have gone waits for one of them to say why. They say it before they close connections;
+# and five seconds after a rank was killed, at most, Lightning's launcher kills the others in the midst of a word.
+PATIENCE = 1.0
+UNSAID = "another rank, which has ended without a word: killed, perhaps for want of memory"
 
 
 class RanksError(RuntimeError):
@@ -62,29 +65,37 @@ class Ranks:
                 raise RanksError(f"rank {rank} of {self.world_size} failed: {failure}")
         return [value for _, value in outcomes]  # type: ignore[misc]
 
-    def tell_failure(self, error: BaseException) -> None:
+    def tell_failure(self, error: BaseException, find_killed: Callable[[], str | None] = lambda: None) -> None:
         """Leave word of a failure for the other ranks, where none has done so before; else add theirs to ``error``.
 
         A rank that fails closes its connections, and the others see no more than that. So the first one's error is
-        added to what they raise.
+        added to what they raise. One that was killed says nothing; ``find_killed`` does where somebody knows of it.
         """
         if self._store is None:
             return
         own = f"rank {self.rank}: {type(error).__name__}: {error}"
         try:
-            first = self._first_failure(own, wait=_is_of_connections(error))
+            first = self._await_word(find_killed) if _is_of_connections(error) else self._leave_word(own)
         except RuntimeError:  # the store went with its rank
-            return
-        if first is not None and first != own:
-            error.add_note(f"The first failure was that of {first}")
+            first = None
+        if first != own:
+            error.add_note(f"The first failure was that of {first or UNSAID}")
 
-    def _first_failure(self, own: str, wait: bool) -> str | None:
+    def _await_word(self, find_killed: Callable[[], str | None]) -> str | None:
+        """What the first rank that failed has said, or what is known of one that was killed."""
         assert self._store is not None
-        deadline = time.monotonic() + (PATIENCE if wait else 0.0)
-        while wait and time.monotonic() < deadline and not self._store.check([FAILURE]):
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if self._store.check([FAILURE]):
+                return self._store.get(FAILURE).decode()
+            if (killed := find_killed()) is not None:
+                return self._leave_word(killed)
             time.sleep(0.05)
-        if wait and not self._store.check([FAILURE]):
-            return None
+        return None
+
+    def _leave_word(self, own: str) -> str:
+        """Leave word unless there is one; the one that is there."""
+        assert self._store is not None
         return self._store.compare_set(FAILURE, "", own).decode()
 
 

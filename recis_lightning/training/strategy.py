@@ -8,6 +8,7 @@ Lightning or DDP copies, moves or overwrites them. Tables exist on CPUs as yet; 
 Trainer is made.
 """
 
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -207,7 +208,15 @@ class ShardedStrategy(DDPStrategy):
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)
         if isinstance(exception, Exception):
-            self.ranks.tell_failure(exception)
+            self.ranks.tell_failure(exception, self._killed_rank)
+
+    def _killed_rank(self) -> str | None:
+        """Which of the processes that this one has started was ended by a signal, and by which."""
+        for place, process in enumerate(getattr(self.launcher, "procs", ()), start=1):
+            if (status := process.poll()) is not None and status < 0:
+                rank, name = self.node_rank * self.num_processes + place, signal.Signals(-status).name
+                return f"rank {rank}: process {process.pid} was ended by {name}; killed, perhaps for want of memory"
+        return None
 
     def teardown(self) -> None:
         super().teardown()

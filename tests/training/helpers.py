@@ -159,8 +159,8 @@ class OnRank(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank != self.rank or trainer.fit_loop.total_batch_idx != self.batch:
             return
-        if self.kind == "sigterm":
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self.kind in ("sigterm", "kill"):
+            os.kill(os.getpid(), signal.SIGTERM if self.kind == "sigterm" else signal.SIGKILL)
         elif self.kind == "save":
             trainer.state.status = TrainerStatus.INTERRUPTED
             trainer.save_checkpoint("lonely.ckpt")

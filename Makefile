@@ -1,13 +1,15 @@
-# make demo | test | lint | bench [BENCH=step] : each installs into .venv first, once. make rivals [RIVALS=folder]
+# make demo | test | test-full | chaos [SEED=7] | lint | bench [BENCH=step] : each installs into .venv first, once.
+# make rivals [RIVALS=folder]
 PYTHON ?= python3
 VENV   ?= .venv
 BENCH  ?=
+SEED   ?= 0
 PYTEST_ARGS ?=
 BIN    := $(VENV)/bin
 
 RIVALS ?= build/rivals
 
-.PHONY: install demo test lint format bench rivals parity notebook clean
+.PHONY: install demo test test-full chaos lint format bench rivals parity notebook clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +24,12 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+test-full:
+	$(MAKE) test PYTEST_ARGS="--full $(PYTEST_ARGS)"
+
+chaos: install
+	$(BIN)/python -m tests.chaos --seed $(SEED)
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import contextlib
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -19,3 +20,7 @@ if not torch.cuda.is_available():
     os.environ.pop("TRITON_INTERPRET")
     if before is not None:
         os.environ["TRITON_INTERPRET"] = before
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all combinations, where else each pair of settings is in one")

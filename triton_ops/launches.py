@@ -19,7 +19,10 @@ class Configuration(NamedTuple):
     """Whether it moves rows that fill 16 bytes and more, and so must do it by 16 bytes an instruction."""
 
 
+MOST_ROWS = 64  # of a tile: more need more registers for their addresses than a thread has
+
+
 def tile_of(width: int, elements: int, most_columns: int = 1 << 16) -> tuple[int, int]:
     """Rows and columns of a program's tile: tile_of(100, 2048) -> (16, 128). Both are powers of two."""
     columns = min(1 << max(width - 1, 0).bit_length(), most_columns)
-    return max(elements // columns, 1), columns
+    return min(max(elements // columns, 1), MOST_ROWS), columns

@@ -60,3 +60,8 @@ def place_of(rows: Rows) -> Place:
     address = rows.data_ptr()
     pointers = torch.full((1,), address, dtype=torch.int64, device=rows.device)
     return Place(pointers, rows.dtype, rows.shape[1], FLAT, math.gcd(16, address) if address else 16)
+
+
+def width_of(rows: Rows) -> int:
+    """D of rows [R, D]."""
+    return rows.shape[1] if isinstance(rows, Tensor) else rows.width

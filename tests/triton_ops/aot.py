@@ -1,12 +1,11 @@
 """Compiles the launches that kernels.py files list, for GPUs that are not here: `python -m tests.triton_ops.aot`.
 
 Runs with TRITON_INTERPRET=0, since Triton decides when it is imported. Prints a line of JSON for each launch and
-target. Arguments: how many processes; then the targets, as in `2 sm_80 sm_90 gfx942`; then `--once` for the first
-launch of each kernel alone.
+target. Arguments: how many processes; then the targets, as in `2 sm_90 sm_80:once`, where once is for the first launch
+of each kernel alone.
 """
 
 import importlib
-import itertools
 import json
 import re
 import subprocess
@@ -18,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from tests.interpreter import kernel_modules
 from triton_ops.launches import Configuration
 
 ROOT = Path(__file__).parents[2]
@@ -29,15 +29,10 @@ AMD_WIDE = re.compile(r"(?:global|flat|buffer)_(?:load|store)_dwordx4")
 STRONG = re.compile(r"\b(?:acquire|release|acq_rel|seq_cst)\b")
 
 
-def modules() -> list[str]:
-    """The kernels.py of every op."""
-    return sorted(f"triton_ops.{path.parent.name}.kernels" for path in (ROOT / "triton_ops").glob("*/kernels.py"))
-
-
 def listed() -> list[tuple[str, int, Configuration]]:
     """Every launch that a kernels.py lists: its module, its place there, and itself."""
     found = []
-    for name in modules():
+    for name in kernel_modules():
         launches = getattr(importlib.import_module(name), "CONFIGURATIONS", ())
         found += [(name, place, launch) for place, launch in enumerate(launches)]
     return found
@@ -50,7 +45,7 @@ def unlisted() -> list[str]:
     launched = {launch.kernel for _, _, launch in listed()}
     return [
         f"{name}.{kernel}"
-        for name in modules()
+        for name in kernel_modules()
         for kernel, value in vars(importlib.import_module(name)).items()
         if isinstance(value, triton.JITFunction) and value.fn.__module__ == name
         if not kernel.startswith("_") and value not in launched and name != "triton_ops.shared.kernels"
@@ -108,11 +103,15 @@ def _compile(job: tuple[str, int, str]) -> dict[str, Any]:
         return {"module": job[0], "place": job[1], "target": job[2], "error": f"{type(error).__name__}: {error}"}
 
 
-def _results(processes: int, targets: list[str], once: bool) -> Iterator[dict[str, Any]]:
+def _results(processes: int, targets: list[str]) -> Iterator[dict[str, Any]]:
+    by_kernel: dict[Any, list[tuple[str, int]]] = {}
+    for module, place, launch in listed():
+        by_kernel.setdefault(launch.kernel, []).append((module, place))
     jobs = []
-    for _, launches in itertools.groupby(listed(), key=lambda entry: (entry[0], entry[2].kernel.__name__)):
-        chosen = itertools.islice(launches, 1 if once else None)
-        jobs += [(module, place, target) for module, place, _ in chosen for target in targets]
+    for target in targets:
+        name, _, times = target.partition(":")
+        for launches in by_kernel.values():
+            jobs += [(*launch, name) for launch in launches[: 1 if times == "once" else None]]
     with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
         yield from pool.map(_compile, jobs)
 
@@ -120,5 +119,5 @@ def _results(processes: int, targets: list[str], once: bool) -> Iterator[dict[st
 if __name__ == "__main__":
     processes, *wanted = sys.argv[1:]
     print(json.dumps({"unlisted": unlisted()}))
-    for result in _results(int(processes), [each for each in wanted if each in TARGETS], "--once" in wanted):
+    for result in _results(int(processes), wanted):
         print(json.dumps(result), flush=True)

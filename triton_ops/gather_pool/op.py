@@ -15,12 +15,13 @@ from triton_ops.dispatch import choose
 from triton_ops.gather_pool import reference
 from triton_ops.gather_pool.pooled_grad import PooledGrad
 from triton_ops.gather_pool.reference import read_dtype
+from triton_ops.places import Rows, width_of
 
 POOLINGS = ("sum", "mean", "sqrtn")
 
 
 def gather_pool(
-    weight: Tensor,
+    weight: Rows,
     rows_N: Tensor,
     offsets_KB1: Tensor,
     coefficients_M: Tensor | None = None,
@@ -28,12 +29,13 @@ def gather_pool(
 ) -> Tensor:
     """Sum each bag's rows: weight [[1], [2], [3]], rows [2, 1, 2], offsets [[0, 2, 2, 3]] -> [[[5]], [[0]], [[3]]].
 
-    K features have B bags each, and their sums come side by side. ``weight`` is [R, D], ``rows_N`` int64 in [0, R).
-    ``offsets_KB1`` is int64 and counts ``rows_N``; features follow each other in it, so that each begins where the
-    last one ends. ``coefficients_M`` says what each row from the first bag on counts, as `pool_coefficients` works it
-    out. Returns [B, K, D], zeros for an empty bag, in ``out_BKD`` if one is given: contiguous, and like coefficients of
-    the `read_dtype` of the weight, in which it is summed up. Gradients go back to the rows by `group_by_row` and
-    `pool_grads`; there is no autograd. Raises ValueError where dtypes or shapes do not fit; values are not looked at.
+    K features have B bags each, and their sums come side by side. ``weight`` is [R, D], on a GPU also in blocks;
+    ``rows_N`` int64 in [0, R). ``offsets_KB1`` is int64 and counts ``rows_N``; features follow each other in it, so
+    that each begins where the last one ends. ``coefficients_M`` says what each row from the first bag on counts, as
+    `pool_coefficients` works it out. Returns [B, K, D], zeros for an empty bag, in ``out_BKD`` if one is given:
+    contiguous, and like coefficients of the `read_dtype` of the weight, in which it is summed up. Gradients go back to
+    the rows by `group_by_row` and `pool_grads`; there is no autograd. Raises ValueError where dtypes or shapes do not
+    fit; values are not looked at.
     """
     if rows_N.dtype != torch.int64 or offsets_KB1.dtype != torch.int64 or rows_N.dim() != 1 or offsets_KB1.dim() != 2:
         raise ValueError(
@@ -45,11 +47,18 @@ def gather_pool(
         raise ValueError(
             f"coefficients are {coefficients_M.dtype} {list(coefficients_M.shape)}; give {dtype} for each row"
         )
-    shape = offsets_KB1.shape[1] - 1, offsets_KB1.shape[0], weight.shape[1]
-    out = torch.empty(shape, dtype=dtype, device=weight.device) if out_BKD is None else out_BKD
+    shape = offsets_KB1.shape[1] - 1, offsets_KB1.shape[0], width_of(weight)
+    out = rows_N.new_empty(shape, dtype=dtype) if out_BKD is None else out_BKD
     if out.shape != shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(f"out is {out.dtype} {list(out.shape)}; give contiguous {dtype} {list(shape)}")
-    if choose("gather_pool", weight.device) == "reference":
+    implementation = choose("gather_pool", rows_N.device)
+    if implementation == "triton":
+        from triton_ops.gather_pool import kernels
+
+        coefficients_M = None if coefficients_M is None else coefficients_M.contiguous()
+        kernels.gather_pool(weight, rows_N.contiguous(), offsets_KB1.contiguous(), coefficients_M, out)
+        return out
+    if implementation == "reference":
         return out.copy_(reference.gather_pool(weight, rows_N, offsets_KB1, coefficients_M))
     from triton_ops.gather_pool import cpu
 
@@ -122,8 +131,13 @@ def pool_grads(parts: Sequence[PooledGrad], inverse_N: Tensor, grads_UD: Tensor)
     for part in parts:
         if part.grads_BKD.dtype != grads_UD.dtype:
             raise ValueError(f"gradients are {part.grads_BKD.dtype}, the rows' are {grads_UD.dtype}; give one dtype")
-    if choose("gather_pool", grads_UD.device) == "reference":
+    implementation = choose("gather_pool", grads_UD.device)
+    if implementation == "reference":
         reference.pool_grads(parts, inverse_N, grads_UD)
+    elif implementation == "triton":
+        from triton_ops.gather_pool import kernels
+
+        kernels.pool_grads(parts, inverse_N.contiguous(), grads_UD)
     else:
         from triton_ops.gather_pool import cpu
 

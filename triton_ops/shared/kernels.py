@@ -1,14 +1,18 @@
 """Parts of kernels: where rows lie, random bits, arithmetic that is rounded as on the CPU, searches.
 
-None is launched by itself. Random bits are those that `triton_ops.index.mix64` and `triton_ops.row_update.rounding`
-define, so that a row has the same values on every device.
+None but the last is launched by itself. Random bits are those that `triton_ops.index.mix64` and
+`triton_ops.row_update.rounding` define, so that a row has the same values on every device.
 """
+
+import functools
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from triton_ops.initialize import layout
+from triton_ops.launches import Configuration
 from triton_ops.places import FLAT as _FLAT
 
 FLAT = tl.constexpr(_FLAT)
@@ -115,3 +119,82 @@ def last_at_most(rising, count, value, PROBES: tl.constexpr):
         left = tl.where(hits == 0, 0, tl.minimum(step - 1, left - passed - 1))
         at = tl.where(hits == 0, at, at + 1 + passed)
     return at
+
+
+@triton.jit
+def load_values(i, is_value, sources, coefficients, pointers, first, columns, is_column, DTYPE: tl.constexpr,
+                 SUM: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, ALIGN: tl.constexpr):  # fmt: skip
+    """What the values numbered i add to their bags, [I, COLUMNS]."""
+    source = tl.load(sources + i, mask=is_value, other=0)
+    if pointers is None:
+        begins = tl.multiple_of(source.to(tl.pointer_type(DTYPE)), ALIGN)
+    else:
+        begins = row_pointers(pointers, source, DTYPE, WIDTH, SHIFT, ALIGN)
+    mask = is_value[:, None] & is_column[None, :]
+    numbers = tl.load(begins[:, None] + columns[None, :], mask=mask, other=0).to(SUM)
+    if coefficients is not None:
+        numbers = numbers * tl.load(coefficients + (i - first), mask=is_value, other=0)[:, None]
+    return numbers
+
+
+@triton.jit
+def sum_bags(begin, length, sources, coefficients, partials, pointers, first, columns, is_column, DTYPE: tl.constexpr,
+             SUM: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, ALIGN: tl.constexpr, LONG: tl.constexpr,
+             UNROLL: tl.constexpr):  # fmt: skip
+    """The sums of bags that begin at values ``begin`` and have ``length``, [T, COLUMNS]."""
+    is_long = (length > LONG) & (partials is not None)
+    short = tl.where(is_long, 0, length)
+    longest = tl.max(short)
+    total = tl.zeros([begin.shape[0], columns.shape[0]], SUM)
+    done = longest * 0
+    while done < longest:
+        for ahead in tl.static_range(UNROLL):
+            is_value = done + ahead < short
+            total += load_values(begin + done + ahead, is_value, sources, coefficients, pointers, first, columns,
+                                  is_column, DTYPE, SUM, WIDTH, SHIFT, ALIGN)  # fmt: skip
+        done += UNROLL
+    if partials is not None:
+        if tl.max(is_long.to(tl.int32)) > 0:
+            places = (2 * (begin // LONG) + 1)[:, None] * WIDTH + columns[None, :]
+            total += tl.load(partials + places, mask=is_long[:, None] & is_column[None, :], other=0)
+    return total
+
+
+@triton.jit(do_not_specialize=("w0", "w1", "w2", "w3", "w4", "w5", "w6", "w7"))
+def write_words(out, w0: tl.int64, w1: tl.int64, w2: tl.int64, w3: tl.int64, w4: tl.int64, w5: tl.int64, w6: tl.int64,
+                w7: tl.int64):  # fmt: skip
+    """Write 8 numbers that are arguments, and so part of a graph that has captured the launch."""
+    tl.store(out + 0, w0)
+    tl.store(out + 1, w1)
+    tl.store(out + 2, w2)
+    tl.store(out + 3, w3)
+    tl.store(out + 4, w4)
+    tl.store(out + 5, w5)
+    tl.store(out + 6, w6)
+    tl.store(out + 7, w7)
+
+
+def device_words(words: tuple[int, ...], device: torch.device) -> Tensor:
+    """int64 numbers, a multiple of 8, on a device: written by kernels, since a copy from memory that nobody keeps could
+    not be captured in a graph. The same numbers are written once, for the addresses of one step are often the last's.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _write_words(words, device)  # a graph's memory holds them only after it has run
+    return _kept_words(words, device)
+
+
+@functools.lru_cache(256)
+def _kept_words(words: tuple[int, ...], device: torch.device) -> Tensor:
+    return _write_words(words, device)
+
+
+def _write_words(words: tuple[int, ...], device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.tensor(words, dtype=torch.int64)
+    out = torch.empty(len(words), dtype=torch.int64, device=device)
+    for begin in range(0, len(words), 8):
+        write_words[(1,)](out[begin:], *words[begin : begin + 8])
+    return out
+
+
+CONFIGURATIONS = (Configuration(write_words, {"out": "*i64"} | {f"w{place}": "i64" for place in range(8)}, {}),)

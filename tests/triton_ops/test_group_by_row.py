@@ -88,7 +88,7 @@ def test_arguments_that_do_not_fit_are_named() -> None:
     rows_N = torch.tensor([64])
     with pytest.raises(ValueError, match=r"rows are torch.int32 \[1\]"):
         group_by_row(rows_N.int(), meta, granule_table, 1)
-    with pytest.raises(ValueError, match=r"meta is torch.int64 \[512, 3\]"):
+    with pytest.raises(ValueError, match=r"meta is torch.int64 of 3 columns"):
         group_by_row(rows_N, meta[:, 1:], granule_table, 1)
     for tick in (0, LAST_TICK + 1):
         with pytest.raises(ValueError, match=f"tick is {tick}"):

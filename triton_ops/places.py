@@ -5,27 +5,18 @@ is one block of as many rows as there can be.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from triton_ops.blocks import Blocks
 
 FLAT = 62
 """The shift of a single block, behind any row number."""
 
 
-class InBlocks(Protocol):
-    """Rows in blocks of equal size that never move, such as a table's that grows on a GPU."""
-
-    pointers: Tensor
-    """int64 [P] on the rows' device: where each block begins, at a multiple of 16 bytes; 0 for those not there yet."""
-    block_rows: int
-    """A power of two."""
-    width: int
-    dtype: torch.dtype
-
-
-Rows = Tensor | InBlocks
+Rows = Tensor | Blocks
 
 
 class Place(NamedTuple):
@@ -60,8 +51,3 @@ def place_of(rows: Rows) -> Place:
     address = rows.data_ptr()
     pointers = torch.full((1,), address, dtype=torch.int64, device=rows.device)
     return Place(pointers, rows.dtype, rows.shape[1], FLAT, math.gcd(16, address) if address else 16)
-
-
-def width_of(rows: Rows) -> int:
-    """D of rows [R, D]."""
-    return rows.shape[1] if isinstance(rows, Tensor) else rows.width

@@ -7,37 +7,37 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.triton_ops.test_group_by_row import GRANULES, make_group
-from tests.triton_ops.test_places import Pieces
+from tests.triton_ops.test_places import in_blocks
 from triton_ops.group_by_row import group_by_row, reference
 from triton_ops.row_layout import COUNT, GRANULE, LAST_STEP
 
 few = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def check(rows_N: Tensor, step: int | None, counts_N: Tensor | None, in_blocks: bool, device: torch.device) -> None:
+def check(rows_N: Tensor, step: int | None, counts_N: Tensor | None, as_blocks: bool, device: torch.device) -> None:
     """AssertionError where rows, places or records are not those of the reference."""
     # Stamps of an earlier call that met each row as its 12th.
     meta, granule_table = make_group(stamp=(3 << 32) | 11)
     there = meta.to(device)
-    pieces = Pieces.of(there)
+    blocks = in_blocks(there)
     expected_U, expected_N = reference.group_by_row(rows_N, meta, granule_table, step, counts_N)
     counts = None if counts_N is None else counts_N.to(device)
-    arrays = rows_N.to(device), pieces if in_blocks else there, granule_table.to(device)
+    arrays = rows_N.to(device), blocks if as_blocks else there, granule_table.to(device)
     found_U, found_N = group_by_row(*arrays, 4, step, counts)
     assert torch.equal(found_N.cpu(), expected_N)
     assert torch.equal(found_U.cpu()[: len(expected_U)], expected_U)
     assert (found_U[len(expected_U) :] == -1).all()
     assert len(found_U) == len(rows_N)
-    after = pieces.joined() if in_blocks else there
+    after = blocks[: len(meta)] if as_blocks else there
     assert torch.equal(after.cpu()[:, LAST_STEP:], meta[:, LAST_STEP:])
 
 
-@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize("as_blocks", [False, True])
 @pytest.mark.parametrize("size", [0, 1, 63, 1200])
 @pytest.mark.parametrize("step", [None, 7])
-def test_triton_equals_the_reference(size: int, step: int | None, in_blocks: bool, on_triton: torch.device) -> None:
+def test_triton_equals_the_reference(size: int, step: int | None, as_blocks: bool, on_triton: torch.device) -> None:
     rows_N = torch.randint(GRANULES * GRANULE, (size,), generator=torch.Generator().manual_seed(size))
-    check(rows_N, step, None, in_blocks, on_triton)
+    check(rows_N, step, None, as_blocks, on_triton)
 
 
 @few

@@ -1,32 +1,22 @@
 """Where rows lie: one block for a tensor, many for a table that grows."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor
 
+from triton_ops.blocks import Blocks
 from triton_ops.places import FLAT, place_of
 
 
-class Pieces(NamedTuple):
-    """Blocks without an order in memory, as a table's that grows."""
-
-    pointers: Tensor
-    block_rows: int
-    width: int
-    dtype: torch.dtype
-    memory: list[Tensor]
-
-    @staticmethod
-    def of(rows: Tensor, block_rows: int = 64) -> "Pieces":
-        """A copy of rows [R, D] in blocks that follow each other backwards."""
-        memory = [block.clone() for block in reversed(rows.split(block_rows))]
-        pointers = torch.tensor([block.data_ptr() for block in reversed(memory)], device=rows.device)
-        return Pieces(pointers, block_rows, rows.shape[1], rows.dtype, memory)
-
-    def joined(self) -> Tensor:
-        return torch.cat([*reversed(self.memory)])
+def in_blocks(rows: Tensor, block_rows: int = 64) -> Blocks:
+    """A copy of rows [R, D], R a multiple of the block's, in slabs of one and two blocks by turns."""
+    blocks = Blocks(len(rows), rows.shape[1], rows.dtype, block_rows, rows.device)
+    while blocks.rows < len(rows):
+        first, more = blocks.rows, min(1 + len(blocks.slabs) % 2, (len(rows) - blocks.rows) // block_rows)
+        slab = blocks.new_slab(more)
+        slab[:-1] = rows[first : first + more * block_rows]
+        blocks.append(slab)
+    return blocks
 
 
 def test_a_tensor_is_one_block() -> None:
@@ -39,11 +29,11 @@ def test_a_tensor_is_one_block() -> None:
 
 
 def test_blocks_are_found_by_the_upper_bits_of_a_row() -> None:
-    pieces = Pieces.of(torch.zeros(256, 3))
-    place = place_of(pieces)
-    assert place.pointers is pieces.pointers
+    blocks = in_blocks(torch.zeros(256, 3))
+    place = place_of(blocks)
+    assert place.pointers is blocks.pointers
     assert (place.width, place.shift, place.align) == (3, 6, 16)
-    assert place_of(Pieces.of(torch.zeros(2, 3), block_rows=1)).align == 4
+    assert place_of(in_blocks(torch.zeros(2, 3), block_rows=1)).align == 4
 
 
 def test_rows_with_gaps_are_refused() -> None:

@@ -344,7 +344,7 @@ def test_arguments_that_do_not_fit_are_named() -> None:
         ("rows_U", rows_U.int(), r"rows torch.int32 \[1\]"),
         ("state", torch.zeros(64, 0), "weight has 128 rows, state 64"),
         ("meta", records(64), "meta 64"),
-        ("meta", records(128).int(), r"meta is torch.int32 \[128, 4\]; give int64 \[R, 4\]"),
+        ("meta", records(128).int(), r"meta is torch.int32 of 4 columns; give int64 \[R, 4\]"),
         ("granule_table", torch.zeros(1, dtype=torch.int32), "granule_table 1 granules"),
         ("hyper_TH", torch.zeros(1, 2).double(), r"hyper is torch.float64 \[1, 2\]; sgd takes float64 \[tables, 1\]"),
         ("keys_T", KEYS, r"keys are torch.int64 \[3\]; give int64 \[1\], one a table"),

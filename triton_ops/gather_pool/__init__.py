@@ -2,15 +2,16 @@
 
 from triton_ops.gather_pool.op import (
     JoinedOffsets,
-    PooledGrad,
     gather_pool,
     join_offsets,
     pool_coefficients,
     pool_grads,
 )
+from triton_ops.gather_pool.pooled_grad import GradSums, PooledGrad
 from triton_ops.gather_pool.reference import read_dtype
 
 __all__ = [
+    "GradSums",
     "JoinedOffsets",
     "PooledGrad",
     "gather_pool",

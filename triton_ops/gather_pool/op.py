@@ -15,7 +15,7 @@ from triton_ops.dispatch import choose
 from triton_ops.gather_pool import reference
 from triton_ops.gather_pool.pooled_grad import PooledGrad
 from triton_ops.gather_pool.reference import read_dtype
-from triton_ops.places import Rows, width_of
+from triton_ops.places import Rows
 
 POOLINGS = ("sum", "mean", "sqrtn")
 
@@ -47,7 +47,7 @@ def gather_pool(
         raise ValueError(
             f"coefficients are {coefficients_M.dtype} {list(coefficients_M.shape)}; give {dtype} for each row"
         )
-    shape = offsets_KB1.shape[1] - 1, offsets_KB1.shape[0], width_of(weight)
+    shape = offsets_KB1.shape[1] - 1, offsets_KB1.shape[0], weight.shape[1]
     out = rows_N.new_empty(shape, dtype=dtype) if out_BKD is None else out_BKD
     if out.shape != shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(f"out is {out.dtype} {list(out.shape)}; give contiguous {dtype} {list(shape)}")
@@ -58,7 +58,7 @@ def gather_pool(
         coefficients_M = None if coefficients_M is None else coefficients_M.contiguous()
         kernels.gather_pool(weight, rows_N.contiguous(), offsets_KB1.contiguous(), coefficients_M, out)
         return out
-    if implementation == "reference":
+    if implementation == "reference" or not isinstance(weight, Tensor):
         return out.copy_(reference.gather_pool(weight, rows_N, offsets_KB1, coefficients_M))
     from triton_ops.gather_pool import cpu
 

@@ -1,7 +1,12 @@
-"""What pool_grads takes for features that follow each other. K features of B bags, D row width, M their values."""
+"""What pool_grads takes for features that follow each other, and row_update for gradients not summed up yet.
 
+K features of B bags each, D row width, M their values, N all values.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -14,3 +19,16 @@ class PooledGrad(NamedTuple):
     """int64: where each bag's values begin among all values of the call, and where the last one's of a feature end."""
     coefficients_M: Tensor | None
     """What each value of these bags counted in its sum; None for 1."""
+
+
+class GradSums(NamedTuple):
+    """Gradients by row that are not summed up yet: what `pool_grads` would be given."""
+
+    parts: Sequence[PooledGrad]
+    """One or more."""
+    inverse_N: Tensor
+    """int64 [N]: which unique row each value is, -1 for none."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].grads_BKD.dtype

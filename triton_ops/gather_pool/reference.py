@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_ops.gather_pool.pooled_grad import PooledGrad
+from triton_ops.places import Rows
 
 _READ_AS = {
     torch.bfloat16: torch.float32,
@@ -24,7 +25,7 @@ def read_dtype(dtype: torch.dtype) -> torch.dtype:
     return _READ_AS.get(dtype, dtype)
 
 
-def gather_pool(weight: Tensor, rows_N: Tensor, offsets_KB1: Tensor, coefficients_M: Tensor | None) -> Tensor:
+def gather_pool(weight: Rows, rows_N: Tensor, offsets_KB1: Tensor, coefficients_M: Tensor | None) -> Tensor:
     """See op.py."""
     pooled, dtype = [], read_dtype(weight.dtype)
     if weight.dtype != dtype or not isinstance(weight, Tensor):

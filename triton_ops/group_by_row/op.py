@@ -6,7 +6,7 @@ from torch import Tensor
 from triton_ops.dispatch import choose
 from triton_ops.group_by_row import reference
 from triton_ops.library import register
-from triton_ops.places import Rows, width_of
+from triton_ops.places import Rows
 from triton_ops.row_layout import RECORD
 
 LAST_TICK = 2**31 - 1  # behind it a stamp would not hold in an int64
@@ -33,8 +33,8 @@ def group_by_row(
     """
     if rows_N.dtype != torch.int64 or rows_N.dim() != 1:
         raise ValueError(f"rows are {rows_N.dtype} {list(rows_N.shape)}; give int64 [N]")
-    if meta.dtype != torch.int64 or width_of(meta) != RECORD:
-        raise ValueError(f"meta is {meta.dtype} of {width_of(meta)} columns; give int64 [R, {RECORD}]")
+    if meta.dtype != torch.int64 or meta.shape[1] != RECORD:
+        raise ValueError(f"meta is {meta.dtype} of {meta.shape[1]} columns; give int64 [R, {RECORD}]")
     if isinstance(tick, int) and not 0 < tick <= LAST_TICK:
         raise ValueError(f"tick is {tick}, need 1 to {LAST_TICK}; clear the stamps and begin again at 1")
     if counts_N is not None and (counts_N.dtype != torch.int64 or counts_N.shape != rows_N.shape):

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from triton_ops.places import Rows
 from triton_ops.row_layout import COUNT, GRANULE, LAST_STEP, UNTRAINED
 
 
 def group_by_row(
-    rows_N: Tensor, meta: Tensor, granule_table: Tensor, step: int | None, counts_N: Tensor | None
+    rows_N: Tensor, meta: Rows, granule_table: Tensor, step: int | Tensor | None, counts_N: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See op.py."""
     trained_N = granule_table[rows_N // GRANULE] != UNTRAINED

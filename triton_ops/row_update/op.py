@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from triton_ops.blocks import Blocks
 from triton_ops.dispatch import choose
+from triton_ops.gather_pool import GradSums, pool_grads
 from triton_ops.library import register
+from triton_ops.places import Rows
 from triton_ops.row_layout import GRANULE, RECORD
 from triton_ops.row_update import reference
 from triton_ops.row_update.hyper import HYPER_COLUMNS
@@ -15,14 +16,15 @@ NARROW = (torch.bfloat16, torch.float16)
 
 def row_update(
     rule: str,
-    weight: Tensor,
-    state: Tensor,
-    meta: Tensor,
+    weight: Rows,
+    state: Rows,
+    meta: Rows,
     rows_U: Tensor,
-    grads_UD: Tensor,
+    grads_UD: Tensor | GradSums,
     granule_table: Tensor,
     hyper_TH: Tensor,
     keys_T: Tensor,
+    skip: Tensor | None = None,
 ) -> None:
     """Step rows in place: sgd with lr 0.5, weight[64] = [1, 2], rows [64], grads [[1, 1]] -> weight[64] = [0.5, 1.5].
 
@@ -33,13 +35,18 @@ def row_update(
     state float32 or bfloat16 (of adam_per_row float32, since it counts steps). What is narrower than float32 is rounded
     stochastically, by random bits that depend on a table's key, the row's id and the column alone: give keys that
     differ from step to step. Raises ValueError where they do not fit.
+
+    Gradients may come as `GradSums`, which are summed up on the way. Nothing changes where ``skip``, one number, is not
+    0: it may lie on a GPU that has found an infinite gradient, and nobody waits for it. On a GPU rows may be in blocks,
+    and ``rows_U`` may end in -1, as `group_by_row` leaves it there.
     """
     if rule not in HYPER_COLUMNS:
         raise ValueError(f"there is no rule '{rule}'; there are: {', '.join(HYPER_COLUMNS)}")
-    _check_dtypes(rule, weight, state, grads_UD)
-    if rows_U.dtype != torch.int64 or grads_UD.shape != (len(rows_U), weight.shape[1]):
+    _check_dtypes(rule, weight, state, grads_UD.dtype)
+    shape = grads_UD.shape if isinstance(grads_UD, Tensor) else (len(rows_U), grads_UD.parts[0].grads_BKD.shape[2])
+    if rows_U.dtype != torch.int64 or shape != (len(rows_U), weight.shape[1]):
         raise ValueError(
-            f"grads are {list(grads_UD.shape)} for rows {rows_U.dtype} {list(rows_U.shape)}; "
+            f"grads are {list(shape)} for rows {rows_U.dtype} {list(rows_U.shape)}; "
             f"give one of width {weight.shape[1]} for each int64 row"
         )
     if not len(weight) == len(state) == len(meta) or len(granule_table) * GRANULE < len(weight):
@@ -48,30 +55,45 @@ def row_update(
             f"granules of {GRANULE}; they must hold the same rows"
         )
     if meta.dtype != torch.int64 or meta.shape[1] != RECORD:
-        raise ValueError(f"meta is {meta.dtype} {list(meta.shape)}; give int64 [R, {RECORD}]")
+        raise ValueError(f"meta is {meta.dtype} of {meta.shape[1]} columns; give int64 [R, {RECORD}]")
     if hyper_TH.dtype != torch.float64 or hyper_TH.dim() != 2 or hyper_TH.shape[1] != HYPER_COLUMNS[rule]:
         raise ValueError(
             f"hyper is {hyper_TH.dtype} {list(hyper_TH.shape)}; {rule} takes float64 [tables, {HYPER_COLUMNS[rule]}]"
         )
     if keys_T.dtype != torch.int64 or keys_T.shape != hyper_TH.shape[:1]:
         raise ValueError(f"keys are {keys_T.dtype} {list(keys_T.shape)}; give int64 [{len(hyper_TH)}], one a table")
-    arrays = weight, state, meta, rows_U.contiguous(), grads_UD.contiguous(), granule_table, hyper_TH, keys_T
-    if isinstance(weight, Blocks):
-        reference.row_update(rule, *arrays)
-        return
-    _row_update(rule, *arrays)
+    implementation = choose("row_update", rows_U.device)
+    if implementation != "triton":
+        if skip is not None and bool(skip != 0):
+            return
+        skip = None
+        if isinstance(grads_UD, GradSums):
+            sums = hyper_TH.new_empty(len(rows_U), weight.shape[1], dtype=grads_UD.dtype)
+            grads_UD = pool_grads(grads_UD.parts, grads_UD.inverse_N, sums)
+    rows_U, tables = rows_U.contiguous(), (granule_table, hyper_TH, keys_T)
+    if isinstance(grads_UD, Tensor):
+        grads_UD = grads_UD.contiguous()
+    if skip is None and all(isinstance(each, Tensor) for each in (weight, state, meta, grads_UD)):
+        _row_update(rule, weight, state, meta, rows_U, grads_UD, *tables)
+    elif implementation == "triton":
+        from triton_ops.row_update import kernels
+
+        kernels.row_update(rule, weight, state, meta, rows_U, grads_UD, *tables, skip)
+    else:
+        assert isinstance(grads_UD, Tensor)
+        reference.row_update(rule, weight, state, meta, rows_U, grads_UD, *tables)
 
 
-def _check_dtypes(rule: str, weight: Tensor, state: Tensor, grads_UD: Tensor) -> None:
-    if grads_UD.dtype == torch.float64:
+def _check_dtypes(rule: str, weight: Rows, state: Rows, grads: torch.dtype) -> None:
+    if grads == torch.float64:
         fits = weight.dtype == state.dtype == torch.float64
     else:
         narrow_state = (torch.bfloat16,) if rule != "adam_per_row" else ()
-        fits = grads_UD.dtype == torch.float32 and weight.dtype in (torch.float32, *NARROW)
+        fits = grads == torch.float32 and weight.dtype in (torch.float32, *NARROW)
         fits &= state.dtype in (torch.float32, *narrow_state) or state.shape[1] == 0
     if not fits:
         raise ValueError(
-            f"weight is {weight.dtype}, state {state.dtype}, grads {grads_UD.dtype}; give float64 for all, or grads of "
+            f"weight is {weight.dtype}, state {state.dtype}, grads {grads}; give float64 for all, or grads of "
             "float32, weight of float32, bfloat16 or float16, and state of float32 or bfloat16 (not for adam_per_row)"
         )
 
@@ -107,8 +129,14 @@ def _row_update(
     keys_T: Tensor,
 ) -> None:
     arrays = weight, state, meta, rows_U, grads_UD, granule_table, hyper_TH, keys_T
-    if choose("row_update", weight.device) == "reference":
+    implementation = choose("row_update", weight.device)
+    if implementation == "reference":
         reference.row_update(rule, *arrays)
+        return
+    if implementation == "triton":
+        from triton_ops.row_update import kernels
+
+        kernels.row_update(rule, *arrays, skip=None)
         return
     from triton_ops.narrow import as_array
     from triton_ops.row_update import cpu

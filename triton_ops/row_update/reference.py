@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from triton_ops.places import Rows
 from triton_ops.row_layout import GRANULE, ID
 from triton_ops.row_update.rounding import noise, stochastic
 from triton_ops.row_update.state import state_slices
@@ -77,9 +78,9 @@ RULES: dict[str, Callable[[Tensor, State, Tensor, tuple[Tensor, ...]], Tensor]] 
 
 def row_update(
     rule: str,
-    weight: Tensor,
-    state: Tensor,
-    meta: Tensor,
+    weight: Rows,
+    state: Rows,
+    meta: Rows,
     rows_U: Tensor,
     grads_UD: Tensor,
     granule_table: Tensor,

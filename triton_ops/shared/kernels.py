@@ -66,16 +66,20 @@ def random_words(starts, columns):
 def root(number):
     """The square root, rounded to the nearest."""
     if number.dtype == tl.float64:
-        return tl.sqrt(number)
-    return tl.sqrt_rn(number)
+        result = tl.sqrt(number)
+    else:
+        result = tl.sqrt_rn(number)
+    return result
 
 
 @triton.jit
 def quotient(number, divisor):
     """number / divisor, rounded to the nearest."""
     if number.dtype == tl.float64:
-        return number / divisor
-    return tl.div_rn(number, divisor)
+        result = number / divisor
+    else:
+        result = tl.div_rn(number, divisor)
+    return result
 
 
 @triton.jit
@@ -91,8 +95,9 @@ def stochastic(number, words, PART: tl.constexpr, DTYPE: tl.constexpr):
         pattern = number.to(tl.uint32, bitcast=True)
         magnitude = tl.abs(number)
         above = (pattern & 0x7FFFFFFF) + (added & 0x1FFF)
-        scaled = tl.minimum(magnitude, 1.0).to(tl.float64) * 16777216.0 + added.to(tl.float64) * 0.0000152587890625
-        found = tl.where(magnitude < 0.00006103515625, scaled.to(tl.uint32), (above >> 13) - 114688)
+        small = tl.where(magnitude < 1.0, magnitude, 0.0).to(tl.float64)
+        scaled = (small * 16777216.0 + added.to(tl.float64) * 0.0000152587890625).to(tl.uint32)
+        found = tl.where(magnitude < 0.00006103515625, scaled, (above >> 13) - 114688)
         found = tl.where(above >= 0x47800000, 0x7C00, found)
         found = tl.where(number == number, found, 0x7E00) | ((pattern >> 16) & 0x8000)
         result = found.to(tl.uint16).to(tl.float16, bitcast=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from triton_ops.gather_pool import (
     PooledGrad,
     gather_pool,
+    gather_rows,
     join_offsets,
     pool_coefficients,
     pool_grads,
@@ -207,6 +208,16 @@ def test_offsets_that_do_not_fit_are_found(broken: list[int], implementation: st
     offsets = [fitting, torch.tensor(broken, dtype=torch.int64), fitting]
     assert join_offsets(offsets, [3, 3, 3]).misfit == 1
     assert join_offsets([fitting] * 3, [3, 3, 3]).misfit is None
+
+
+def test_rows_are_copied_as_they_are_read(implementation: str) -> None:
+    weight, rows_N = torch.randn(4, 2), torch.tensor([3, 0, 3])
+    assert torch.equal(gather_rows(weight, rows_N), weight[[3, 0, 3]])
+    out = torch.full((3, 2), math.nan)
+    assert gather_rows(weight.bfloat16(), rows_N, out) is out
+    assert torch.equal(out, weight.bfloat16().float()[[3, 0, 3]])
+    with pytest.raises(ValueError, match=r"out torch.float32 \[2, 2\]; give int64 \[N\] and torch.float32 \[N, 2\]"):
+        gather_rows(weight, rows_N, out[:2])
 
 
 def test_arguments_that_do_not_fit_are_named() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.triton_ops.test_places import in_blocks
-from triton_ops.gather_pool import PooledGrad, gather_pool, kernels, pool_grads, read_dtype, reference
+from triton_ops.gather_pool import PooledGrad, gather_pool, gather_rows, kernels, pool_grads, read_dtype, reference
 
 ROWS = 256
 few = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -142,3 +142,13 @@ def test_a_thousand_values_of_one_row(on_triton: torch.device) -> None:
     out = torch.full((1, 8), torch.nan, device=on_triton)
     pool_grads([PooledGrad(grads.to(on_triton), offsets_KB1, None)], inverse_N.to(on_triton), out)
     torch.testing.assert_close(out.cpu(), grads.sum(0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("as_blocks", [False, True])
+def test_rows_of_sequences_are_copied(dtype: torch.dtype, as_blocks: bool, on_triton: torch.device) -> None:
+    weight, rows_N = (torch.randn(ROWS, 6) * 9).to(dtype), torch.randint(ROWS, (70,))
+    there = weight.to(on_triton)
+    found = gather_rows(in_blocks(there) if as_blocks else there, rows_N.to(on_triton))
+    assert torch.equal(found.cpu(), weight[rows_N].to(read_dtype(dtype)))
+    assert gather_rows(there, rows_N[:0].to(on_triton)).shape == (0, 6)

@@ -3,6 +3,7 @@
 from triton_ops.gather_pool.op import (
     JoinedOffsets,
     gather_pool,
+    gather_rows,
     join_offsets,
     pool_coefficients,
     pool_grads,
@@ -15,6 +16,7 @@ __all__ = [
     "JoinedOffsets",
     "PooledGrad",
     "gather_pool",
+    "gather_rows",
     "join_offsets",
     "pool_coefficients",
     "pool_grads",

@@ -66,6 +66,30 @@ def gather_pool(
     return out
 
 
+def gather_rows(weight: Rows, rows_N: Tensor, out_ND: Tensor | None = None) -> Tensor:
+    """Copy rows: weight [[1], [2], [3]], rows [2, 1, 2] -> [[3], [2], [3]].
+
+    ``weight`` is [R, D], on a GPU also in blocks, ``rows_N`` int64 in [0, R). Returns [N, D] of the `read_dtype` of the
+    weight, in ``out_ND`` if one is given, contiguous. Raises ValueError where dtypes or shapes do not fit.
+    """
+    dtype = read_dtype(weight.dtype)
+    out = rows_N.new_empty(len(rows_N), weight.shape[1], dtype=dtype) if out_ND is None else out_ND
+    is_whole = out.shape == (*rows_N.shape, weight.shape[1]) and out.is_contiguous()
+    if rows_N.dtype != torch.int64 or not is_whole or out.dtype != dtype:
+        raise ValueError(
+            f"rows are {rows_N.dtype} {list(rows_N.shape)}, out {out.dtype} {list(out.shape)}; give int64 [N] and "
+            f"{dtype} [N, {weight.shape[1]}], contiguous"
+        )
+    if choose("gather_pool", rows_N.device) == "triton":
+        from triton_ops.gather_pool import kernels
+
+        kernels.gather_pool(weight, rows_N.contiguous(), None, None, out[:, None])
+        return out
+    if out.dtype == weight.dtype and isinstance(weight, Tensor):
+        return torch.index_select(weight, 0, rows_N, out=out)
+    return out.copy_(weight.index_select(0, rows_N))
+
+
 class JoinedOffsets(NamedTuple):
     """The offsets of several features, counted from the first value of all."""
 

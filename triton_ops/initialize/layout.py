@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from triton_ops.index import mix64
 
@@ -75,6 +76,14 @@ class FirstValues:
     probability and the width of their range, and the bounds of quantiles before the sign."""
     states: np.ndarray
     """float64 [T, W]: the first values of optimizer state."""
+    _copies: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The four arrays on a device, keys as int64; copied at the first call."""
+        if device not in self._copies:
+            arrays = self.kinds, self.keys.view(np.int64), self.parameters, self.states
+            self._copies[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)
+        return self._copies[device]
 
     @staticmethod
     def of(tables: Sequence[FirstValue]) -> "FirstValues":

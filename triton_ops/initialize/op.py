@@ -9,6 +9,7 @@ from torch import Tensor
 from triton_ops.dispatch import choose
 from triton_ops.initialize import reference
 from triton_ops.initialize.layout import FirstValues
+from triton_ops.places import Rows
 from triton_ops.row_layout import RECORD
 
 STATE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -16,7 +17,7 @@ WEIGHT_DTYPES = (*STATE_DTYPES, torch.float16, torch.int8, torch.int32, torch.in
 
 
 def initialize(
-    weight_RD: Tensor, state_RW: Tensor, meta_R4: Tensor, rows_U: Tensor, granule_table: Tensor, tables: FirstValues
+    weight_RD: Rows, state_RW: Rows, meta_R4: Rows, rows_U: Tensor, granule_table: Tensor, tables: FirstValues
 ) -> None:
     """Write the first weights, optimizer state and record of rows, in place.
 
@@ -27,16 +28,24 @@ def initialize(
     2^-24 of their range.
 
     weight_RD is of one of WEIGHT_DTYPES, integers for constants that they hold; state_RW of one of STATE_DTYPES.
-    meta_R4 is int64, rows_U int64 (each row once, in a granule of a table), granule_table int32 [R / 64]. Raises
-    ValueError where shapes or dtypes do not fit.
+    meta_R4 is int64, rows_U int64 (each row once, in a granule of a table), granule_table int32 [R / 64]. On a GPU rows
+    may be in blocks, and rows_U may end in -1 behind the last row. Raises ValueError where shapes or dtypes do not fit.
     """
     _check(weight_RD, state_RW, meta_R4, rows_U, granule_table, tables)
-    if choose("initialize", weight_RD.device) == "reference":
+    implementation = choose("initialize", rows_U.device)
+    if implementation == "triton":
+        from triton_ops.initialize import kernels
+
+        kernels.initialize(weight_RD, state_RW, meta_R4, rows_U.contiguous(), granule_table, tables)
+        return
+    if implementation == "reference" or not isinstance(weight_RD, Tensor):
         reference.initialize(weight_RD, state_RW, meta_R4, rows_U, granule_table, tables)
         return
     from triton_ops.initialize import cpu
     from triton_ops.narrow import as_array
 
+    assert isinstance(state_RW, Tensor)
+    assert isinstance(meta_R4, Tensor)
     arrays = map(as_array, (weight_RD, state_RW, meta_R4, rows_U, granule_table))
     cpu.initialize(*arrays, tables.kinds, tables.keys, tables.parameters, tables.states)
 
@@ -46,7 +55,7 @@ def _listed(dtypes: tuple[torch.dtype, ...]) -> str:
 
 
 def _check(
-    weight_RD: Tensor, state_RW: Tensor, meta_R4: Tensor, rows_U: Tensor, granule_table: Tensor, tables: FirstValues
+    weight_RD: Rows, state_RW: Rows, meta_R4: Rows, rows_U: Tensor, granule_table: Tensor, tables: FirstValues
 ) -> None:
     if not weight_RD.shape[0] == state_RW.shape[0] == meta_R4.shape[0] or meta_R4.shape[1] != RECORD:
         raise ValueError(

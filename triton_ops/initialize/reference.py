@@ -8,18 +8,19 @@ from torch import Tensor
 
 from triton_ops.index import mix64
 from triton_ops.initialize.layout import CONSTANT, FAR_TAIL, GOLDEN, MIDDLE, TAIL, UNIFORM, FirstValues
+from triton_ops.places import Rows
 from triton_ops.row_layout import GRANULE, ID
 
 
 def initialize(
-    weight_RD: Tensor, state_RW: Tensor, meta_R4: Tensor, rows_U: Tensor, granule_table: Tensor, tables: FirstValues
+    weight_RD: Rows, state_RW: Rows, meta_R4: Rows, rows_U: Tensor, granule_table: Tensor, tables: FirstValues
 ) -> None:
     """Write the first weights, optimizer state and record of rows, in place. See op.py."""
     table_U = granule_table[rows_U // GRANULE]
     for table in table_U.unique().tolist():
         rows = rows_U[table_U == table]
         weight_RD[rows] = first_weights(meta_R4[rows, ID], weight_RD.shape[1], table, tables).to(weight_RD.dtype)
-        state_RW[rows] = torch.from_numpy(tables.states[table]).to(state_RW.dtype)
+        state_RW[rows] = torch.from_numpy(tables.states[table]).to(rows_U.device, state_RW.dtype)
         meta_R4[rows, :ID] = 0
 
 
@@ -29,7 +30,7 @@ def first_weights(ids_U: Tensor, dim: int, table: int, tables: FirstValues) -> T
     shift, scale, sign, first, span, low, high = tables.parameters[table].tolist()
     kind = int(tables.kinds[table])
     if kind == CONSTANT:
-        return torch.full(words_UD.shape, shift, dtype=torch.float64)
+        return torch.full_like(words_UD, shift, dtype=torch.float64)
     if kind == UNIFORM:
         return shift + _unsigned_top(words_UD, 24) * 2.0**-24 * scale
     # Halves of 2^-52, so that neither 0 nor 1 comes up, whose normal quantile is infinite.
@@ -45,7 +46,7 @@ def _unsigned_top(words: Tensor, bits: int) -> Tensor:
 def random_words(ids_U: Tensor, dim: int, table_key: int) -> Tensor:
     """64 random bits for each id and column: int64 [U, dim]. The SplitMix64 generator, started anew for each id."""
     starts_U = mix64(mix64(ids_U) ^ table_key)
-    steps_D = torch.arange(1, dim + 1) * (GOLDEN - 2**64)
+    steps_D = torch.arange(1, dim + 1, device=ids_U.device) * (GOLDEN - 2**64)
     return mix64(starts_U[:, None] + steps_D)
 
 

@@ -13,7 +13,7 @@ def noise(ids_U: Tensor, keys_U: Tensor, dim: int) -> Tensor:
     The SplitMix64 generator, started anew for each id: of the same key and id, the same bits, wherever its row lies.
     """
     start_U = mix64(mix64(ids_U) ^ keys_U)
-    return mix64(start_U[:, None] + torch.arange(1, dim + 1) * (GOLDEN - 2**64))
+    return mix64(start_U[:, None] + torch.arange(1, dim + 1, device=ids_U.device) * (GOLDEN - 2**64))
 
 
 def stochastic(number: Tensor, dtype: torch.dtype, noise: Tensor, part: int) -> Tensor:

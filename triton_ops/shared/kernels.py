@@ -183,13 +183,16 @@ def device_words(words: tuple[int, ...], device: torch.device) -> Tensor:
     """int64 numbers, a multiple of 8, on a device: written by kernels, since a copy from memory that nobody keeps could
     not be captured in a graph. The same numbers are written once, for the addresses of one step are often the last's.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda":
+        return _kept_words(words, device, 0)
+    if torch.cuda.is_current_stream_capturing():
         return _write_words(words, device)  # a graph's memory holds them only after it has run
-    return _kept_words(words, device)
+    return _kept_words(words, device, torch.cuda.current_stream(device).cuda_stream)
 
 
 @functools.lru_cache(256)
-def _kept_words(words: tuple[int, ...], device: torch.device) -> Tensor:
+def _kept_words(words: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    # For a stream of their own: another one might read them before they are written.
     return _write_words(words, device)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_a_command_of_the_readme_trains_on_two_ranks(command: list[str], tmp_pat
         start = [*launcher, *command[1 : command.index("fit")], *arguments]
         done = subprocess.run(start, capture_output=True, text=True, cwd=tmp_path, env=shell_environment())
         assert done.returncode == 0, done.stderr
+    assert check_run(tmp_path)["exchange/bytes"] > 0
+
+
+def test_the_strategy_of_the_docs_trains_on_two_ranks(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", ROOT.joinpath("docs/ranks.md").read_text(), re.DOTALL)
+    strategy = yaml.safe_load(blocks[0])["trainer"]["strategy"]
+    assert strategy["init_args"] == {"dense": "fsdp2", "rows_as": "bf16", "grads_as": "bf16"}
+    recipe = ROOT / "recipes/synthetic_deepfm.yaml"
+    (tmp_path / "strategy.yaml").write_text(blocks[0])
+    configs = ["--config", str(recipe), "--config", "strategy.yaml", "--trainer.devices", "2"]
+    arguments = ["fit", *configs, *on_small_data(make_data(recipe, tmp_path))]
+    assert run_trainers(2, run_here, tmp_path, arguments) == [0, 0]
     assert check_run(tmp_path)["exchange/bytes"] > 0
 
 

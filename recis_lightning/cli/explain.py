@@ -38,6 +38,17 @@ def explain(message: str, options: Sequence[str] = ()) -> str:
     return _without_noise(message)
 
 
+def told_by_class(message: str) -> str | None:
+    """What a class says of its own options, from the list of all that an entry of a recipe could have been.
+
+    None where the message is no such list.
+    """
+    if "any of the Union subtypes" not in message:
+        return None
+    told = re.findall(r"^ *- (?!Expected an? )(.+)$", message, re.MULTILINE)
+    return told[-1] if told else None
+
+
 def _unknown_option(message: str, where: str, options: Sequence[str]) -> str | None:
     match = re.search(r"unrecognized arguments: --([^=\s]+)|does not accept option '([^']+)'", message)
     if match is None:

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 
 import recis_lightning.models  # noqa: F401  so that recipes may say class_path: DeepFM
-from recis_lightning.cli.explain import UsageError, explain
+from recis_lightning.cli.explain import UsageError, explain, told_by_class
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.training import PredictionWriter, RecModule
 from recis_lightning.training.callbacks import RunProgressBar, run_directory, write_text
@@ -71,6 +71,14 @@ class RecipeCLI(LightningCLI):
             parser.add_argument("--predictions", type=Path | None, default=None, help=where)
             form = "of the files there"
             parser.add_argument("--predictions_format", type=Literal["orc", "parquet"], default="orc", help=form)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if (told := told_by_class(str(error))) is None:
+                raise
+            raise UsageError(told) from error
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recis_lightning.data.errors import DataError
+
 _STRIPES, _WINDOWS = 0, 1  # what a generator is drawn for
 
 
@@ -36,14 +38,14 @@ class Order:
     def __post_init__(self) -> None:
         for name in ("batch_size", "streams", "window_rows"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, need at least 1")
+                raise DataError(f"{name} is {getattr(self, name)}, need at least 1")
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, need at least 0")
+            raise DataError(f"seed is {self.seed}, need at least 0")
         if self.batch_size % self.streams:
             lower = self.batch_size // self.streams * self.streams
             sizes = " or ".join(str(size) for size in (lower, lower + self.streams) if size)
             fitting = max(v for v in range(1, self.streams + 1) if self.batch_size % v == 0)
-            raise ValueError(
+            raise DataError(
                 f"batch_size {self.batch_size} is not a multiple of streams {self.streams}, of which each gives an "
                 f"equal share; set batch_size={sizes}, or streams={fitting}"
             )
@@ -54,10 +56,10 @@ class Order:
         return self.batch_size // self.streams
 
     def streams_of(self, rank: int, world_size: int) -> range:
-        """The streams a rank reads: rank 1 of 2 reads [4, 8) of 8; ValueError where ranks would get unequal shares."""
+        """The streams a rank reads: rank 1 of 2 reads [4, 8) of 8; DataError where ranks would get unequal shares."""
         if self.streams % world_size:
             fitting = next(v for v in range(self.streams, self.streams + world_size) if v % world_size == 0)
-            raise ValueError(
+            raise DataError(
                 f"streams {self.streams} can't be shared equally by {world_size} ranks; set streams={fitting} (and a "
                 f"batch_size that is a multiple of it), or use a number of ranks that divides {self.streams}"
             )

@@ -25,7 +25,14 @@ from recis_lightning.schema.declarations import (
     Table,
     Task,
 )
-from recis_lightning.schema.fits import FIT_FORMAT, FITTED, find_changed_transforms, find_unfitted, version_of
+from recis_lightning.schema.fits import (
+    FIT_FORMAT,
+    FITTED,
+    find_changed_hashes,
+    find_changed_transforms,
+    find_unfitted,
+    version_of,
+)
 from recis_lightning.schema.flow import Value
 from recis_lightning.schema.kinds import (
     INITIALIZERS,
@@ -135,6 +142,7 @@ __all__ = [
     "ZScore",
     "did_you_mean",
     "expand",
+    "find_changed_hashes",
     "find_changed_transforms",
     "find_unfitted",
     "is_fitted",

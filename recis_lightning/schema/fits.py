@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from recis_lightning.schema.declarations import Feature
+from recis_lightning.schema.declarations import Column, Feature
 from recis_lightning.schema.names import did_you_mean
 from recis_lightning.schema.transforms import Transform, is_fitted
 
@@ -118,6 +118,19 @@ def find_changed_transforms(saved: Sequence[Feature], current: Sequence[Feature]
         for index, (old, new) in enumerate(zip(before.transforms, after.transforms, strict=True)):
             lines += [f"{where}, transforms[{index}] ({old.kind}): {line}" for line in _differences(old, new)]
     return lines
+
+
+def find_changed_hashes(saved: Sequence[Column], current: Sequence[Column]) -> list[str]:
+    """Of which columns strings become other ids than those a model was trained with, one line each.
+
+    "column 'device' was hashed by farm, is by murmur". Columns that only one of them has are left out.
+    """
+    now = {column.name: column.hash for column in current}
+    return [
+        f"column '{before.name}' was hashed by {before.hash}, is by {now[before.name]}"
+        for before in saved
+        if now.get(before.name, before.hash) != before.hash
+    ]
 
 
 def _listed(kinds: Sequence[str]) -> str:

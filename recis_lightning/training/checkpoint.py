@@ -21,7 +21,9 @@ import dataclasses
 import io
 import json
 import os
+import pickle
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -192,14 +194,28 @@ def _as_tensors(rows: TableSlice, first: int, last: int, with_optimizer: bool) -
 def load_checkpoint(path: str) -> dict[str, Any]:
     """Read all but the rows: the dictionary that Lightning expects, and a reader of the directory for `load_tables`."""
     reader = DirectoryReader(path)
-    trainer = io.BytesIO(reader.read("trainer.pt"))
-    checkpoint: dict[str, Any] = torch.load(trainer, map_location="cpu", weights_only=True)
+    checkpoint = _load_plain(reader, "trainer.pt")
     dense = safetensors.torch.load(reader.read("dense.safetensors"))
     checkpoint["state_dict"] = dense | checkpoint.pop("other_state")
     for key in ("schema", "hyper_parameters", "datamodule_hyper_parameters"):
         checkpoint[key] = reader.manifest[key]
     checkpoint[READER] = reader
     return checkpoint
+
+
+def _load_plain(reader: DirectoryReader, name: str) -> dict[str, Any]:
+    """Tensors and plain values of a file; CheckpointError where it holds anything else, of which nothing is run."""
+    file = io.BytesIO(reader.read(name))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch has to say of other pickles is in its error too
+            found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            f"checkpoint '{reader.path}': {name} holds more than tensors and plain values, or is no such file; nothing "
+            f"of it was run ({str(error).strip().splitlines()[0]}); use a checkpoint from where you trust"
+        ) from error
+    return found
 
 
 def load_dense(module: nn.Module, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

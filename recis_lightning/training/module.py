@@ -23,7 +23,7 @@ from recis_lightning.features import FeatureEngine
 from recis_lightning.features.id_dropout import IdDropout
 from recis_lightning.optim import CompositeOptimizer, SparseOptimizer, clip_grad_norm, clip_grad_value
 from recis_lightning.ragged import Batch, Ragged
-from recis_lightning.schema import Schema, did_you_mean, find_changed_transforms
+from recis_lightning.schema import Schema, did_you_mean, find_changed_hashes, find_changed_transforms
 from recis_lightning.tables import DynamicTable
 from recis_lightning.towers.collection import TowerCollection
 from recis_lightning.training.callbacks import (
@@ -39,6 +39,7 @@ from recis_lightning.training.checkpoint import READER, load_checkpoint, load_de
 from recis_lightning.training.compiled import Compiled, CompiledFeatures
 from recis_lightning.training.day_table import DayTable
 from recis_lightning.training.factories import describe, restore
+from recis_lightning.training.files import CheckpointError
 from recis_lightning.training.objectives import (
     TaskMetrics,
     check_logits,
@@ -345,10 +346,19 @@ class RecModule(LightningModule):
         checkpoint["schema"] = self.schema.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Warn of transforms that are not those the checkpoint was trained with: other boundaries mean other ids."""
+        """Warn of transforms that are not those the checkpoint was trained with: other boundaries mean other ids.
+
+        CheckpointError for columns whose strings are hashed otherwise: there all ids are others.
+        """
         if "schema" not in checkpoint:
             return
         saved = Schema.from_dict(checkpoint["schema"])
+        if hashes := find_changed_hashes(saved.columns, self.schema.columns):
+            listed = "\n".join(f"  - {change}" for change in hashes)
+            raise CheckpointError(
+                f"the checkpoint's rows belong to other ids than those this model reads:\n{listed}\n"
+                "Give the hash it was trained with, or start without a checkpoint."
+            )
         changes = find_changed_transforms(saved.features, self.schema.features)
         if changes:
             listed = "\n".join(f"  - {change}" for change in changes)

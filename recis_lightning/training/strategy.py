@@ -8,6 +8,7 @@ Lightning or DDP copies, moves or overwrites them. Tables exist on CPUs as yet; 
 Trainer is made.
 """
 
+import inspect
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from recis_lightning.embedding.exchange import Exchange, owned_shards
@@ -60,6 +62,12 @@ _OF_PROCESSES = {
     "process_group_backend",
     "timeout",
     "start_method",
+}
+_NO_DEFAULT = inspect.Parameter.empty
+_DDP_DEFAULTS = {  # a recipe's parser gives all options that there are, with these
+    name: option.default
+    for owner in (DistributedDataParallel, DDPStrategy)
+    for name, option in inspect.signature(owner).parameters.items()
 }
 
 
@@ -97,10 +105,11 @@ class ShardedStrategy(DDPStrategy):
                 )
         if dense not in ("ddp", "fsdp2"):
             raise MisconfigurationException(f"recis_sharded: dense is {dense!r}, need ddp or fsdp2")
-        if dense == "fsdp2" and ddp_options.keys() - _OF_PROCESSES:
-            given = ", ".join(sorted(ddp_options.keys() - _OF_PROCESSES))
+        of_ddp = ddp_options.keys() - _OF_PROCESSES
+        given = [name for name in sorted(of_ddp) if ddp_options[name] != _DDP_DEFAULTS.get(name, _NO_DEFAULT)]
+        if dense == "fsdp2" and given:
             raise MisconfigurationException(
-                f"recis_sharded: {given}: options of DDP, and dense is fsdp2; leave them out"
+                f"recis_sharded: {', '.join(given)}: options of DDP, and dense is fsdp2; leave them out"
             )
         self.dense = dense
         self._units: list[Any] = []
@@ -118,6 +127,7 @@ class ShardedStrategy(DDPStrategy):
 
     def _configure_launcher(self) -> None:
         self._refuse_other_places()
+        self._refuse_other_numbers()
         if self._processes > 1:
             super()._configure_launcher()
         else:
@@ -134,6 +144,16 @@ class ShardedStrategy(DDPStrategy):
             raise MisconfigurationException(
                 f"recis_sharded: tables exist on CPUs only as yet, the accelerator is {', '.join(sorted(devices))}; "
                 "write Trainer(accelerator='cpu', devices=1), in a recipe trainer: {accelerator: cpu, devices: 1}"
+            )
+
+    def _refuse_other_numbers(self) -> None:
+        """Launchers start processes, and the Trainer says how many there are to be."""
+        cluster, asked = self.cluster_environment, self.num_nodes * self.num_processes
+        if cluster is not None and cluster.creates_processes_externally and cluster.world_size() != asked:
+            raise MisconfigurationException(
+                f"recis_sharded: {type(cluster).__name__} has started {cluster.world_size()} processes, and the "
+                f"Trainer asks for devices {self.num_processes} x num_nodes {self.num_nodes} = {asked}; set these to "
+                "what was started"
             )
 
     def setup_distributed(self) -> None:

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import re
 import subprocess
@@ -8,14 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import WandbLogger
 from pyarrow import orc
 
 from recis_lightning.cli import main
+from recis_lightning.cli.run import SaveConfig
 from recis_lightning.data.synthetic_schema import synthesize
 from recis_lightning.schema import Schema
 from recis_lightning.training import RecModule
-from tests.ranks import ROOT, shell_environment
-from tests.training.helpers import everything
+from tests.ranks import ROOT, run_trainers, shell_environment
+from tests.training.helpers import everything, make_module, make_trainer
 
 SCHEMA = {
     "columns": [
@@ -134,7 +139,7 @@ def test_a_recipe_is_fitted_tested_validated_and_used_for_predictions(
     assert len(validated) == 5
 
 
-@pytest.mark.trap
+@pytest.mark.trap(2)
 def test_interrupted_in_the_middle_of_an_epoch_and_resumed_equals_uninterrupted(
     recipe: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -175,6 +180,19 @@ def test_the_resolved_recipe_of_a_run_is_a_recipe_itself(recipe: Callable[..., s
     assert "schema" not in resolved["model"]
 
 
+@pytest.mark.trap(13)
+def test_the_recipe_of_a_run_of_weights_and_biases_lies_in_a_directory_of_its_own(tmp_path: Path) -> None:
+    # Left alone, Lightning writes it to the logger's save_dir, and refuses a second one there or overwrites the first.
+    parser = LightningArgumentParser()
+    parser.add_argument("--lr", type=float)
+    for version, lr in (("abc", 0.1), ("def", 0.2)):
+        logger = WandbLogger(project="clicks", version=version, offline=True, save_dir=tmp_path)
+        save = SaveConfig(parser, parser.parse_args([f"--lr={lr}"]), save_to_log_dir=False)
+        save.setup(make_trainer(tmp_path, logger=logger), make_module(), "fit")
+    found = {path.parent.name: yaml.safe_load(path.read_text())["lr"] for path in tmp_path.rglob("config.yaml")}
+    assert found == {"abc": 0.1, "def": 0.2}
+
+
 def test_print_config_prints_a_recipe_and_runs_nothing(
     recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +229,17 @@ def test_numbers_may_be_written_as_1e_minus_3(recipe: Callable[..., str], capsys
         ({"data__train": "/no/such/folder"}, [], "train: /no/such/folder does not exist"),
         ({"trainer__strategy": "auto"}, [], "in a recipe trainer: {strategy: recis_sharded}"),
         ({}, ["--ckpt_path", "no.ckpt"], "there is no checkpoint 'no.ckpt'"),
+        ({"data__batch_size": 100}, [], "set batch_size=96 or 104, or streams=5"),
+        (
+            {
+                "trainer__strategy": {
+                    "class_path": "recis_lightning.training.ShardedStrategy",
+                    "init_args": {"dense": "fsdp2", "find_unused_parameters": True},
+                }
+            },
+            [],
+            "find_unused_parameters: options of DDP, and dense is fsdp2; leave them out",
+        ),
         ({}, ["--config", "/no.yaml"], "config: File does not exist: '/no.yaml'"),
     ],
 )
@@ -264,6 +293,34 @@ def test_two_ranks_train_as_one_does(recipe: Callable[..., str], tmp_path: Path)
     checkpoint = str(checkpoint_of(run_dir(tmp_path, 1)))
     assert main(["validate", "--config", config, "--ckpt_path", checkpoint]) == 0
     assert metrics_of(run_dir(tmp_path, 2))["val/auc"] == pytest.approx(both["val/auc"], abs=1e-6)
+
+
+def tell(arguments: list[str]) -> tuple[int, str]:
+    """The status of `recis` on this rank, and what it has told."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        return main(arguments), told.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options", "told"),
+    [
+        (3, ["--trainer.devices=3"], "streams 8 can't be shared equally by 3 ranks; set streams=9"),
+        (2, ["--trainer.devices=2", "--data.streams=1"], "streams 1 can't be shared equally by 2 ranks; set streams=2"),
+        (
+            2,
+            ["--trainer.devices=4"],
+            "has started 2 processes, and the Trainer asks for devices 4 x num_nodes 1 = 4",
+        ),
+    ],
+)
+def test_ranks_that_do_not_fit_are_told_by_each_in_a_line(
+    ranks: int, options: list[str], told: str, recipe: Callable[..., str]
+) -> None:
+    for status, error in run_trainers(ranks, tell, ["fit", "--config", recipe(), *options]):
+        assert status == 2
+        assert told in error
+        assert "Traceback" not in error
 
 
 def test_a_rank_that_is_killed_ends_all_and_is_named(recipe: Callable[..., str]) -> None:

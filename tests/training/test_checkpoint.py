@@ -1,5 +1,6 @@
 import io
 import os
+import pickle
 import random
 from collections import OrderedDict
 from pathlib import Path
@@ -23,7 +24,7 @@ from recis_lightning.training.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from recis_lightning.training.files import CheckpointError, DirectoryReader
+from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter
 
 ROWS = 1000
 
@@ -191,14 +192,14 @@ def test_what_lightning_gave_comes_back(tmp_path: Path) -> None:
     assert read["schema"] == {"columns": []}
 
 
-@pytest.mark.trap
+@pytest.mark.trap(20)
 def test_trainer_state_loads_with_weights_only(tmp_path: Path) -> None:
     save_checkpoint(lightning_checkpoint(random_state=random_state()), str(tmp_path / "x.ckpt"), {})
     data = DirectoryReader(str(tmp_path / "x.ckpt")).read("trainer.pt")
     assert torch.load(io.BytesIO(data), weights_only=True)["global_step"] == 12
 
 
-@pytest.mark.trap
+@pytest.mark.trap(20)
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -210,6 +211,37 @@ def test_what_could_not_be_loaded_again_is_not_saved(entries: dict[str, Any], me
     with pytest.raises(CheckpointError, match=message):
         save_checkpoint(lightning_checkpoint(**entries), str(tmp_path / "x.ckpt"), {})
     assert os.listdir(tmp_path) == []
+
+
+class RunsCode:
+    """As an object in a pickle that runs something when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("as_torch", [True, False])
+def test_code_in_the_place_of_a_file_is_refused_and_not_run(as_torch: bool, tmp_path: Path) -> None:
+    save_checkpoint(lightning_checkpoint(), str(tmp_path / "x.ckpt"), {})
+    saved, marker = DirectoryReader(str(tmp_path / "x.ckpt")), tmp_path / "has run"
+    evil = io.BytesIO()
+    if as_torch:
+        torch.save({"loops": RunsCode(marker)}, evil)
+    else:
+        pickle.dump(RunsCode(marker), evil)
+    forged = DirectoryWriter(str(tmp_path / "y.ckpt"))
+    forged.begin()
+    for name in saved.manifest["files"]:
+        forged.add(name, evil.getvalue() if name == "trainer.pt" else saved.read(name))
+    forged.commit({key: value for key, value in saved.manifest.items() if key not in ("files", "checksum")})
+    with pytest.raises(CheckpointError, match=r"y.ckpt': trainer.pt holds more than tensors .* nothing of it was run"):
+        load_checkpoint(str(tmp_path / "y.ckpt"))
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(RunsCode(marker)))
+    assert marker.exists()
 
 
 def test_tied_and_strided_weights_are_saved_whole(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from recis_lightning.schema import Schema
 from recis_lightning.training import RecModule, ShardedStrategy
+from recis_lightning.training.files import CheckpointError
 from tests.training.helpers import (
     MemoryLoader,
     everything,
@@ -37,7 +39,7 @@ def test_importing_the_package_is_light_and_its_training_makes_the_strategy_know
     assert found.split()[-2:] == ["recis_lightning.training.strategy", "ShardedStrategy"]
 
 
-@pytest.mark.trap
+@pytest.mark.trap(19)
 def test_no_launcher_so_that_notebooks_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Lightning refuses subclasses of DDP in an interactive interpreter, unless they launch nothing.
     monkeypatch.setattr("lightning.pytorch.trainer.connectors.accelerator_connector._IS_INTERACTIVE", True)
@@ -46,7 +48,7 @@ def test_no_launcher_so_that_notebooks_are_accepted(tmp_path: Path, monkeypatch:
     trainer.fit(make_module(), MemoryLoader(2))
 
 
-@pytest.mark.trap
+@pytest.mark.trap(19)
 def test_several_processes_are_launched_and_those_of_torchrun_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,13 +68,25 @@ def test_a_precision_that_no_row_travels_in_is_refused() -> None:
         ShardedStrategy(grads_as="int8")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dense": "fsdp"}, "dense is 'fsdp', need ddp or fsdp2"),
+        ({"dense": "fsdp2", "static_graph": True}, "static_graph: options of DDP, and dense is fsdp2; leave them out"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MisconfigurationException, match=message):
+        ShardedStrategy(**options)
+
+
 def test_other_accelerators_are_refused() -> None:
     strategy = ShardedStrategy(parallel_devices=[torch.device("cuda", 0)])
     with pytest.raises(MisconfigurationException, match=r"the accelerator is cuda; write Trainer\(accelerator='cpu'"):
         strategy._configure_launcher()
 
 
-@pytest.mark.trap
+@pytest.mark.trap(9)
 def test_checkpoint_plugins_that_know_no_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="AsyncCheckpointIO would not"):
         make_trainer(tmp_path, plugins=[AsyncCheckpointIO(TorchCheckpointIO())])
@@ -94,7 +108,7 @@ def test_the_process_group_needs_no_environment(tmp_path: Path, monkeypatch: pyt
     assert os.environ["MASTER_PORT"] == "1"
 
 
-@pytest.mark.trap
+@pytest.mark.trap(3)
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize("strategy", ["auto", "ddp"])
 def test_a_strategy_that_would_lose_tables_is_refused_in_every_stage(
@@ -107,7 +121,7 @@ def test_a_strategy_that_would_lose_tables_is_refused_in_every_stage(
         dist.destroy_process_group()
 
 
-@pytest.mark.trap
+@pytest.mark.trap(7)
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_evaluation_changes_no_table(stage: str, tmp_path: Path) -> None:
     module = make_module()
@@ -117,7 +131,7 @@ def test_evaluation_changes_no_table(stage: str, tmp_path: Path) -> None:
     assert everything(module) == before
 
 
-@pytest.mark.trap
+@pytest.mark.trap(6)
 def test_moves_and_casts_of_the_module_do_not_reach_tables(tmp_path: Path) -> None:
     # Lightning calls module.cpu() after every stage, and module.to(dtype) before some.
     module = make_module()
@@ -129,7 +143,7 @@ def test_moves_and_casts_of_the_module_do_not_reach_tables(tmp_path: Path) -> No
     assert not any("embedding" in name for name in module.state_dict())
 
 
-@pytest.mark.trap
+@pytest.mark.trap(7)
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_training_goes_on_after_evaluation_without_gradients(mode: Any, tmp_path: Path) -> None:
     # Under gloo Lightning uses no_grad, which hides what inference tensors would break elsewhere.
@@ -146,7 +160,7 @@ def test_training_goes_on_after_evaluation_without_gradients(mode: Any, tmp_path
     assert everything(evaluated) == everything(other)
 
 
-@pytest.mark.trap
+@pytest.mark.trap(10)
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
 def test_every_stage_restores_what_was_saved(stage: str, tmp_path: Path) -> None:
     # On the way that restores after set-up Lightning passes weights_only=None.
@@ -171,7 +185,20 @@ def test_a_checkpoint_of_other_tables_is_refused_before_training(tmp_path: Path)
         )
 
 
-@pytest.mark.trap
+def test_a_checkpoint_of_other_hashes_is_refused_by_column() -> None:
+    def schema(hash: str) -> Schema:
+        settings = make_schema().to_dict()
+        settings["columns"] += [{"name": "{city,shop}", "dtype": "string", "hash": hash}]
+        settings["features"] += [{"name": "{city,shop}", "table": "user"}]
+        return Schema.from_dict(settings)
+
+    module = make_module(schema("farm"))
+    module.on_load_checkpoint({"schema": schema("farm").to_dict()})
+    with pytest.raises(CheckpointError, match="column 'city' was hashed by murmur, is by farm\n.*'shop'"):
+        module.on_load_checkpoint({"schema": schema("murmur").to_dict()})
+
+
+@pytest.mark.trap(21)
 def test_checkpoints_at_urls_work(tmp_path: Path) -> None:
     module = make_module()
     trainer = make_trainer(tmp_path)
@@ -183,7 +210,7 @@ def test_checkpoints_at_urls_work(tmp_path: Path) -> None:
     assert everything(RecModule.load_from_checkpoint("memory://runs/x.ckpt")) == everything(module)
 
 
-@pytest.mark.trap
+@pytest.mark.trap(15)
 def test_saving_between_two_optimizer_steps_warns(tmp_path: Path) -> None:
     class Save(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -195,7 +222,7 @@ def test_saving_between_two_optimizer_steps_warns(tmp_path: Path) -> None:
         make_trainer(tmp_path, Save(), accumulate_grad_batches=3).fit(make_module(), MemoryLoader(3))
 
 
-@pytest.mark.trap
+@pytest.mark.trap(20)
 def test_hyper_parameters_that_are_no_json_are_refused_before_training(tmp_path: Path) -> None:
     module = make_module()
     module.hparams["schema"] = make_schema()

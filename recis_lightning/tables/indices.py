@@ -38,7 +38,7 @@ class HostIndex:
         return Inserted(rows_N, new_rows_U, inserted.full_table)
 
     def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> int:
-        return self._index.erase(ids_N.cpu(), splits_K1, tables_K, pool)
+        return int(self._index.erase(ids_N.cpu(), splits_K1, tables_K, pool))
 
     def items(self, table: int, first_shard: int = 0, last_shard: int = SHARDS) -> tuple[Tensor, Tensor]:
         """As `Index.items`, both on the device."""

@@ -17,7 +17,7 @@ from recis_lightning.schema import RowwiseAdagrad, Table, Uniform
 from recis_lightning.schema.policies import Age, Lfu
 from recis_lightning.tables import TableGroup, export_table, import_table
 from tests.triton_ops.test_index import EXTREMES, LAST_BUCKETS, SAME_BUCKET, SAME_SHARD
-from triton_ops.index import segmented
+from triton_ops.index import directory
 from triton_ops.row_layout import COUNT, LAST_STEP
 
 TABLES, USED, CAPACITY, AGE = 200, (0, 63, 199), 60, 3
@@ -138,7 +138,7 @@ def test_any_sequence_of_calls_leaves_in_200_tables_what_dicts_hold(
 ) -> None:
     folder = tmp_path_factory.mktemp("tables")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmented, "LARGEST_SEGMENT", 128)
+        patch.setattr(directory, "LARGEST_SEGMENT", 128)
         group, model = make_group(), Model()
         for number, (action, parts, format) in enumerate(sequence):
             group = run(group, model, action, parts, folder / f"{number}.{format}")

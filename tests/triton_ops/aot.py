@@ -74,8 +74,22 @@ def compile_one(module: str, place: int, target: str) -> dict[str, Any]:
     lines = [line for line in compiled.asm["llir"].splitlines() if 'syncscope("workgroup")' not in line]
     lines += [] if target == "gfx942" else re.findall(r"(?:atom|red|fence|membar)\S*", text)
     found["strong"] = [line for line in lines if STRONG.search(line.replace(".", " ")) and not _is_declaration(line)]
+    found["repeated"] = _repeats_swaps(compiled.asm["ttgir"])
     found["spilled"] = _spilled(compiled.asm["cubin"]) if target == "sm_90" else 0
     return found
+
+
+def _repeats_swaps(text: str) -> bool:
+    """Whether several threads make one compare-and-swap: on AMD only one of them would hear that it came about."""
+    threads = {
+        name: int(elements) * int(lanes) * int(warps)
+        for name, elements, lanes, warps in re.findall(
+            r"(#\w+) = #ttg.blocked<{sizePerThread = \[(\d+)\], threadsPerWarp = \[(\d+)\], warpsPerCTA = \[(\d+)\]",
+            text,
+        )
+    }
+    swaps = re.findall(r"tt\.atomic_cas .*?tensor<(\d+)x!tt\.ptr<i64>, (.*?)>", text)
+    return any(threads.get(layout, 1 << 62) > int(size) for size, layout in swaps)
 
 
 def _is_declaration(line: str) -> bool:

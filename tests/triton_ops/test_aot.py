@@ -45,6 +45,7 @@ def check(results: list[dict[str, Any]]) -> None:
     assert {result["target"] for result in results} == set(TARGETS)
     assert {name(each): each["error"] for each in results if "error" in each} == {}
     assert {name(each): each["strong"] for each in results if each["strong"]} == {}
+    assert [name(each) for each in results if each["repeated"]] == []
     assert {name(each): each["spilled"] for each in results if each["spilled"]} == {}
     assert [name(each) for each in results if each["wide"] and not each["moves_16_bytes"]] == []
 

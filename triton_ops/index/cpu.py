@@ -22,15 +22,13 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from triton_ops.index.directory import BEGIN, COUNT, DIRECTORY, HELD, LIMIT, MASK, SHIFT
 from triton_ops.index.layout import END, FREE, NEXT
 from triton_ops.jit import kernel
 from triton_ops.prefetch import prefetch
 
 ID, ROW = 0, 1
 SLOT_BYTES = 16
-DIRECTORY, SHIFT, COUNT = 0, 1, 2  # a table's first directory entry, 63 - the bits its directory is picked by, its ids
-HELD, LIMIT = 0, 1
-BEGIN, MASK = 0, 1  # a segment's first slot, a multiple of its size; its size - 1
 
 # Why find_or_insert stopped.
 DONE, SEGMENT_FULL, NO_ROWS = 0, 1, 2

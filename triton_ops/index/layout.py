@@ -3,12 +3,14 @@
 T tables, R rows, N ids in a call, U new ids.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+from triton_ops.places import Rows
 
 SHARDS = 4096  # virtual shards: the values of the top 12 bits of mix64(id)
 
@@ -57,12 +59,30 @@ class RowPool:
         self.cursors[table, FREE] = row
 
 
+@dataclass(eq=False)
+class DevicePool:
+    """Row numbers for new ids where the index is on a GPU: erased rows as in `RowPool`, then fresh ones in order.
+
+    Fresh rows are asked for before a lookup, as many as it could need, so that nobody waits for the GPU to say.
+    """
+
+    meta: Rows
+    """int64 [R, 4], a tensor or blocks: new ids are written to the records of their rows, column ID of row_layout."""
+    refill: Callable[[int, int], Sequence[tuple[int, int]]]
+    """Called with a table and how many rows it lacks; gives runs of rows [begin, end) that are its own from then on, of
+    whole granules. Fewer rows than asked for say that it gets no more: only then may a run end within a granule."""
+    lost_row: int = NO_ROW
+    """What ids read that get no row."""
+
+
 class Inserted(NamedTuple):
     """What find_or_insert did."""
 
     rows: Tensor
-    """int64 [N]: the row of each id; -1 from the first id on that found its table full."""
+    """int64 [N]: the row of each id; -1 from the first id on that found its table full. On a GPU ``lost_row`` for each
+    id that got none."""
     new_rows: Tensor
-    """int64 [U]: the rows that were handed out, in the order their ids were first seen."""
+    """int64 [U]: the rows that were handed out, in the order their ids were first seen. On a GPU [N], table by table in
+    this order, with -1 where there are fewer."""
     full_table: int | None
-    """The table that was full, if one was."""
+    """The table that was full, if one was; on a GPU None, see `Index.lost`."""

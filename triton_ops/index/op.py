@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from triton_ops.dispatch import choose
-from triton_ops.index.layout import NO_ROW, SHARDS, Inserted, RowPool
+from triton_ops.index.layout import NO_ROW, SHARDS, DevicePool, Inserted, RowPool
 from triton_ops.index.reference import ReferenceIndex
+
+Pool = RowPool | DevicePool
 
 
 class Index:
@@ -22,20 +24,37 @@ class Index:
     gets depends on the order of ids alone, not on the implementation. One thread at a time may use an index.
 
     ``slots`` is where the CPU's index lies: int64 [S, 2], C-contiguous, its content without meaning; 8 slots a row and
-    128 a table are always enough. Raises MemoryError where it does not hold the first segment of each table.
+    128 a table are always enough. An index on a GPU has none. Raises MemoryError where there is no room for the first
+    segment of each table.
+
+    On a GPU, `find`, `find_or_insert` and `erase` launch a number of kernels that does not depend on tables or runs,
+    and do not wait for them; ids, rows and ``missing`` are on the device, splits and tables on the CPU. Take a
+    `DevicePool` there. More than 2^17 ids of one table in a call are taken to be spread over virtual shards by chance.
     """
 
-    def __init__(self, tables: int, slots: np.ndarray, device: torch.device | None = None) -> None:
+    def __init__(self, tables: int, slots: np.ndarray | None, device: torch.device | None = None) -> None:
         self.tables = tables
         self.device = device or torch.device("cpu")
         self._implementation: Any
-        if choose("index", self.device) == "reference":
+        chosen = choose("index", self.device)
+        if chosen == "reference":
             self._implementation = ReferenceIndex(tables)
+        elif chosen == "triton" and slots is None:
+            from triton_ops.index.device import DeviceIndex
+
+            self._implementation = DeviceIndex(tables, self.device)
         else:
             from triton_ops.index.segmented import SegmentedIndex
 
-            if slots.dtype != np.int64 or slots.ndim != 2 or slots.shape[1] != 2 or not slots.flags.c_contiguous:
-                raise ValueError(f"slots are {slots.dtype} {list(slots.shape)}; give a C-contiguous int64 [S, 2]")
+            if (
+                slots is None
+                or slots.dtype != np.int64
+                or slots.ndim != 2
+                or slots.shape[1] != 2
+                or not slots.flags.c_contiguous
+            ):
+                found = "missing" if slots is None else f"{slots.dtype} {list(slots.shape)}"
+                raise ValueError(f"slots are {found}; give a C-contiguous int64 [S, 2]")
             self._implementation = SegmentedIndex(tables, slots)
 
     def find(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, missing: int = NO_ROW) -> Tensor:
@@ -47,20 +66,40 @@ class Index:
         self._check(ids_N, splits_K1, tables_K)
         return self._implementation.find(ids_N.contiguous(), splits_K1, tables_K, missing)
 
-    def find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> Inserted:
+    def find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: Pool) -> Inserted:
         """The row of each id; new ids get rows from ``pool``, in the order they are first seen.
 
-        Stops at the first id that gets no row: then ``full_table`` names its table, and rows from that id on are -1.
-        Arguments and errors as for `find`.
+        Stops at the first id that gets no row: then ``full_table`` names its table, and rows from that id on are -1. On
+        a GPU it goes on with the other ids, and `lost` tells later. Arguments and errors as for `find`; MemoryError
+        where a GPU has no memory to grow, before anything is changed.
         """
         self._check(ids_N, splits_K1, tables_K)
         return self._implementation.find_or_insert(ids_N.contiguous(), splits_K1, tables_K, pool)
 
-    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> int:
+    def prepare(self, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> None:
+        """On a GPU, do what `find_or_insert` does on the host: ask for rows, and grow where room may run out.
+
+        `find_or_insert` does so itself, but not while a graph is captured: call it before each replay of the graph, and
+        `follow` after it. Raises MemoryError where there is no memory to grow.
+        """
+        self._implementation.prepare(splits_K1, tables_K, pool)
+
+    def follow(self) -> None:
+        """On a GPU, begin to copy the counters to the host, behind all that was launched: see `prepare`."""
+        self._implementation.follow()
+
+    def lost(self, wait: bool = False) -> np.ndarray:
+        """On a GPU, how many ids of each table got no row so far, int64 [T], by the last counters that have come.
+
+        With ``wait``, of all calls so far. Anything but zeros says that a table was full.
+        """
+        return self._implementation.lost(wait)
+
+    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: Pool) -> int | Tensor:
         """Forget ids of any tables and give their rows back to ``pool``, a table's last one first to be used again.
 
-        Ids that are not there, or were named before in the same call, are passed over. Returns how many were erased.
-        Arguments and errors as for `find`.
+        Ids that are not there, or were named before in the same call, are passed over. Returns how many were erased, on
+        a GPU as a tensor: int() waits for it. Arguments and errors as for `find`.
         """
         self._check(ids_N, splits_K1, tables_K)
         return self._implementation.erase(ids_N.contiguous(), splits_K1, tables_K, pool)
@@ -80,7 +119,7 @@ class Index:
         return self._implementation.count(self._check_table(table))
 
     def stats(self, table: int) -> dict[str, int]:
-        """Sizes of a table's index: ids, slots, segments, index_bytes."""
+        """Sizes of a table's index: ids, slots, segments, index_bytes; on a GPU erased_rows, which wait for new ids."""
         return self._implementation.stats(self._check_table(table))
 
     def probe_lengths(self, table: int) -> tuple[float, int]:

@@ -1,5 +1,6 @@
 """Where the segments of an index lie: a buddy allocator over one array of slots."""
 
+import copy
 from collections import defaultdict
 
 
@@ -47,3 +48,7 @@ class SlotHeap:
         while last := next((size for size, begins in self._free.items() if self.end - size in begins), 0):
             self.end -= last
             self._free[last].remove(self.end)
+
+    def copy(self) -> "SlotHeap":
+        """One that goes its own way from here."""
+        return copy.deepcopy(self)

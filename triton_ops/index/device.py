@@ -1,0 +1,403 @@
+"""The id index on a GPU: the directories of directory.py over tensors, around the kernels of kernels.py.
+
+N ids in a call, K runs of ids that belong to one table each, T tables, G segments, E directory entries.
+
+The host launches, and never waits to hear what came of it. After each insertion it has the counters copied to itself
+(`follow`), and works with what the last copy said: a table cannot hold more ids than it held then, and as many again as
+it was asked for since. Before an insertion (`prepare`) there must be rows and slots for all ids of the batch, were they
+all new; where that is not certain it waits for the copy behind the last insertion, which the GPU has long passed unless
+the host is ahead of it, and then asks for rows and grows segments. Segments that are past their limit grow a few at a
+time. One stream at a time may use an index.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triton_ops.index.device_layout import (
+    COUNT,
+    COUNTER_COLUMNS,
+    FREE,
+    GRANULES,
+    HELD,
+    HITS,
+    LOST,
+    MISSES,
+    NOTHING,
+    PLACES,
+    RUN_ROWS,
+    SHIFT,
+    SLOTS,
+    SPECIALS,
+    STACK,
+    SUPPLY,
+    TABLE_COLUMNS,
+    TAKEN,
+)
+from triton_ops.index.layout import NO_ROW, SHARDS, DevicePool, Inserted
+from triton_ops.index.mirror import Mirror
+from triton_ops.index.reference import mix64, virtual_shard
+from triton_ops.index.segments import send
+from triton_ops.places import place_of
+from triton_ops.row_layout import GRANULE
+
+MOST_RUNS = 64  # layouts of ids that are kept on the device
+
+
+class _Runs(NamedTuple):
+    """Runs of ids on the device."""
+
+    array: Tensor
+    """`runs` in kernels.py."""
+    number: int
+    blocks: int
+
+
+class _Report(NamedTuple):
+    """The counters on their way to the host."""
+
+    counters: Tensor
+    """int64 [T, 4]."""
+    held: Tensor
+    """int64 [G, 2]."""
+    submitted: np.ndarray
+    """int64 [T]: how many ids each table had been asked for until then."""
+    calls: int
+    event: Any
+    """None where it is there at once."""
+
+
+class DeviceIndex:
+    """Id -> row for several tables. `triton_ops.index.op.Index` says what the methods mean."""
+
+    def __init__(self, tables: int, device: torch.device) -> None:
+        from triton_ops.index import kernels
+
+        self._kernels = kernels
+        self._device = device
+        self._mirror = Mirror(tables, device)
+        self._described = np.zeros((tables, TABLE_COLUMNS), dtype=np.int64)
+        self._tables = torch.zeros(self._described.shape, dtype=torch.int64, device=device)
+        self._counters = torch.zeros((tables, COUNTER_COLUMNS), dtype=torch.int64, device=device)
+        self._granules: dict[int, Tensor] = {}
+        """Of each table int64: the numbers of its granules, in the order that their rows are handed out."""
+        self._stacks: dict[int, Tensor] = {}
+        """Of each table int64: erased rows, of which its counter FREE says how many there are."""
+        self._runs: OrderedDict[tuple[bytes, bytes], _Runs] = OrderedDict()
+        self._captured_runs: list[_Runs] = []
+        self._reports: list[_Report] = []
+        self._known = np.zeros((tables, COUNTER_COLUMNS), dtype=np.int64)
+        self._submitted, self._known_submitted = np.zeros(tables, np.int64), np.zeros(tables, np.int64)
+        self._calls = self._known_calls = 0
+        self._is_exhausted_T = np.zeros(tables, dtype=bool)
+        self._describe()
+
+    # ------------------------------------------------------------------------------------------------ the operations
+
+    def find(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, missing: int) -> Tensor:
+        rows_N = torch.empty_like(ids_N)
+        if len(ids_N):
+            self._find(ids_N, rows_N, self._runs_of(splits_K1, tables_K), missing, NOTHING, rows_N, rows_N)
+        return rows_N
+
+    def find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> Inserted:
+        if not len(ids_N):
+            return Inserted(torch.empty_like(ids_N), torch.empty_like(ids_N), None)
+        if self._is_captured():
+            return self._insert(ids_N, self._runs_of(splits_K1, tables_K), pool)
+        self.prepare(splits_K1, tables_K, pool)
+        inserted = self._insert(ids_N, self._runs_of(splits_K1, tables_K), pool)
+        self.follow()
+        return inserted
+
+    def _find(
+        self, ids_N: Tensor, rows_N: Tensor, runs: _Runs, missing: int, what: int, records: Tensor, listed: Tensor
+    ) -> None:
+        arguments = ids_N, rows_N, runs.array, runs.number, self._tables, missing, what, records, listed
+        steps = self._kernels.steps_for(runs.number, self._kernels.RUN_STEPS)
+        self._launch("find", runs.blocks, *arguments, STEPS=steps)
+
+    def _insert(self, ids_N: Tensor, runs: _Runs, pool: DevicePool) -> Inserted:
+        rows_N = torch.empty_like(ids_N)
+        ends, positions, spots, sums, new_rows_N = self._number(ids_N, rows_N, runs, erase=0)
+        place = place_of(pool.meta)
+        arrays = ids_N, rows_N, runs.array, runs.number, self._tables, self._counters, ends, runs.blocks
+        self._for_each(
+            "publish", len(ids_N), *arrays, positions, spots, sums, place.pointers, new_rows_N, pool.lost_row,
+            SHIFT_OF_BLOCKS=place.shift, ALIGN=place.align,
+        )  # fmt: skip
+        self._finish(runs, ends, sums, erase=0)
+        return Inserted(rows_N, new_rows_N, None)
+
+    def _number(
+        self, ids_N: Tensor, rows_N: Tensor, runs: _Runs, erase: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """List ids that are not there, or that are; give them slots, and count the first of equals up to each."""
+        size = -(-len(ids_N) // self._kernels.BLOCK) * self._kernels.BLOCK
+        records, listed = ids_N.new_empty(runs.blocks * self._kernels.BLOCK), ids_N.new_empty(runs.blocks)
+        self._find(ids_N, rows_N, runs, NO_ROW, HITS if erase else MISSES, records, listed)
+        ends = listed.cumsum(0)
+        positions, spots = ids_N.new_empty(size), ids_N.new_empty(size)
+        self._for_each(
+            "claim", len(ids_N), ids_N, runs.array, runs.number, self._tables, records, ends, runs.blocks,
+            positions, spots, ERASE=erase, STEPS=self._kernels.steps_for(runs.blocks, self._kernels.BLOCK_STEPS),
+        )  # fmt: skip
+        firsts = torch.empty(len(ids_N), dtype=torch.int32, device=self._device)
+        new_rows_N = torch.empty_like(ids_N)
+        self._for_each("rank", len(ids_N), ends, runs.blocks, spots, firsts, new_rows_N, len(ids_N), ERASE=erase)
+        return ends, positions, spots, firsts.cumsum(0, dtype=torch.int32), new_rows_N
+
+    def _finish(self, runs: _Runs, ends: Tensor, sums: Tensor, erase: int) -> None:
+        arrays = runs.array, runs.number, self._tables, self._counters, ends, sums
+        self._for_each("finish", runs.number, *arrays, ERASE=erase)
+
+    def _for_each(self, kernel: str, count: int, *arguments: Any, **constants: Any) -> None:
+        self._launch(kernel, -(-count // self._kernels.BLOCK), *arguments, **constants)
+
+    def _launch(self, kernel: str, programs: int, *arguments: Any, **constants: Any) -> None:
+        launch = getattr(self._kernels, kernel)[(programs,)]
+        launch(*arguments, **constants, BLOCK=self._kernels.BLOCK, num_warps=self._kernels.WARPS)
+
+    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> Tensor:
+        if not len(ids_N):
+            return torch.zeros((), dtype=torch.int64, device=self._device)
+        self._make_stacks(np.unique(tables_K.numpy()).tolist())
+        rows_N, runs = torch.empty_like(ids_N), self._runs_of(splits_K1, tables_K)
+        ends, positions, spots, sums, _ = self._number(ids_N, rows_N, runs, erase=1)
+        arrays = ids_N, rows_N, runs.array, runs.number, self._tables, self._counters, ends, runs.blocks
+        self._for_each("bury", len(ids_N), *arrays, positions, spots, sums)
+        self._finish(runs, ends, sums, erase=1)
+        self.follow()
+        return sums[-1].long()
+
+    def _is_captured(self) -> bool:
+        """Whether what is launched is recorded for a graph, instead of run."""
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _runs_of(self, splits_K1: Tensor, tables_K: Tensor) -> _Runs:
+        """The runs on the device, without those that are empty, ordered by table."""
+        key = splits_K1.numpy().tobytes(), tables_K.numpy().tobytes()
+        runs = self._runs.get(key)
+        if runs is None:
+            if self._is_captured():
+                raise RuntimeError("ids are laid out as never before; look them up once before a graph is captured")
+            runs = self._runs[key] = self._make_runs(splits_K1.numpy(), tables_K.numpy())
+            if len(self._runs) > MOST_RUNS:
+                self._runs.popitem(last=False)
+        self._runs.move_to_end(key)
+        if self._is_captured():
+            self._captured_runs.append(runs)  # a graph knows where it lies
+        return runs
+
+    def _make_runs(self, splits: np.ndarray, tables: np.ndarray) -> _Runs:
+        order = np.argsort(tables, kind="stable")
+        order = order[np.diff(splits)[order] > 0]
+        sizes, count = np.diff(splits)[order], len(order)
+        first_blocks = np.zeros(count + 1, dtype=np.int64)
+        np.cumsum(-(-sizes // self._kernels.BLOCK), out=first_blocks[1:])
+        array = np.zeros((RUN_ROWS, count + 1), dtype=np.int64)
+        array[0] = first_blocks
+        array[1, :-1], array[2, :-1], array[3, :-1] = splits[order], splits[order + 1], tables[order]
+        array[3, -1] = -1
+        starts = np.flatnonzero(np.diff(tables[order], prepend=-1))
+        array[4, :-1] = np.repeat(first_blocks[starts], np.diff(starts, append=count))
+        device_array = torch.empty(array.shape, dtype=torch.int64, device=self._device)
+        send(array, device_array)
+        return _Runs(device_array, count, int(first_blocks[-1]))
+
+    # ------------------------------------------------------------------------------------------- room ahead of need
+
+    def prepare(self, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> None:
+        need_T = np.zeros(len(self._described), dtype=np.int64)
+        np.add.at(need_T, tables_K.numpy(), splits_K1.diff().numpy())
+        is_news = self._take_reports()
+        if self._is_short(need_T):
+            self._take_reports(wait=True)
+            self._grow(need_T)
+        elif is_news and self._mirror.relieve():
+            self._note_growth()
+        self._supply(need_T, pool)
+        self._submitted += need_T
+        self._calls += 1
+
+    def _is_short(self, need_T: np.ndarray) -> bool:
+        lacks_rows_T = (self._available_T() < need_T) & ~self._is_exhausted_T
+        return bool(lacks_rows_T.any()) or len(self._mirror.short(*self._bounds(need_T))) > 0
+
+    def _bounds(self, need_T: np.ndarray) -> tuple[np.ndarray, int]:
+        """How many ids each table will have been asked for since the counters that are known, in how many calls."""
+        ids_T = np.where(need_T > 0, need_T + self._submitted - self._known_submitted, 0)
+        return ids_T, self._calls - self._known_calls + 1
+
+    def _available_T(self) -> np.ndarray:
+        """How many rows each table has for new ids at least."""
+        known, pending_T = self._known, self._submitted - self._known_submitted
+        return known[:, FREE] + self._described[:, SUPPLY] - known[:, TAKEN] - pending_T
+
+    def _grow(self, need_T: np.ndarray) -> None:
+        bounds = self._bounds(need_T)
+        if not len(self._mirror.short(*bounds)):
+            return
+        table = self._mirror.make_room(*bounds)
+        self._note_growth()
+        if table is not None:
+            stats = self.stats(table)
+            raise MemoryError(
+                f"{self._device} has no memory for the index of table {table} to grow: it holds {stats['ids']:,} ids "
+                f"in {stats['slots']:,} slots, {stats['index_bytes']:,} bytes, and {int(need_T[table]):,} ids of a "
+                "batch may be new; nothing was lost: erase ids, or give the tables fewer rows"
+            )
+
+    def _note_growth(self) -> None:
+        self._reports.clear()  # they count the segments that were
+        self._describe()
+        self.follow()
+
+    def _supply(self, need_T: np.ndarray, pool: DevicePool) -> None:
+        lacking_T = need_T - self._available_T()
+        for table in np.flatnonzero((lacking_T > 0) & (need_T > 0)).tolist():
+            runs = pool.refill(table, int(lacking_T[table]))
+            self._is_exhausted_T[table] = sum(end - begin for begin, end in runs) < lacking_T[table]
+            if runs:
+                self._append(table, runs)
+        if (lacking_T > 0).any():
+            self._describe()
+
+    def _append(self, table: int, runs: Sequence[tuple[int, int]]) -> None:
+        supply = int(self._described[table, SUPPLY])
+        if supply % GRANULE or any(begin % GRANULE for begin, _ in runs):
+            raise ValueError(f"table {table} gets rows {list(runs)} behind {supply}; give whole granules of {GRANULE}")
+        new = np.concatenate([np.arange(begin // GRANULE, -(-end // GRANULE)) for begin, end in runs])
+        used, kept = supply // GRANULE, self._granules.get(table)
+        if kept is None or used + len(new) > len(kept):
+            grown = torch.zeros(max(2 * (used + len(new)), 16), dtype=torch.int64, device=self._device)
+            if kept is not None:
+                grown[:used] = kept[:used]
+            self._granules[table] = grown
+        send(new, self._granules[table][used : used + len(new)])
+        self._described[table, SUPPLY] += sum(end - begin for begin, end in runs)
+
+    def _make_stacks(self, tables: Sequence[int]) -> None:
+        """Make sure that all rows of some tables find room on their stacks."""
+        for table in tables:
+            stack, supply = self._stacks.get(table), int(self._described[table, SUPPLY])
+            if stack is None or len(stack) < supply:
+                grown = torch.zeros(2 * supply, dtype=torch.int64, device=self._device)
+                if stack is not None:
+                    grown[: len(stack)] = stack
+                self._stacks[table] = grown
+        self._describe()
+
+    def _describe(self) -> None:
+        """Tell the device where all there is of each table lies."""
+        described = self._described.copy()
+        described[:, HELD] = self._mirror.held.data_ptr()
+        for table in range(len(described)):
+            described[table, [PLACES, SHIFT]] = self._mirror.describe(table)
+        for column, tensors in ((STACK, self._stacks), (GRANULES, self._granules)):
+            for table, tensor in tensors.items():
+                described[table, column] = tensor.data_ptr()
+        self._described = described
+        send(described, self._tables)
+
+    # ------------------------------------------------------------------------------------- what the host knows
+
+    def follow(self) -> None:
+        arrays = self._counters, self._mirror.held
+        event = None
+        if self._device.type == "cuda":
+            pinned = [torch.empty(array.shape, dtype=array.dtype, pin_memory=True) for array in arrays]
+            arrays = pinned[0].copy_(arrays[0], non_blocking=True), pinned[1].copy_(arrays[1], non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._reports.append(_Report(*arrays, self._submitted.copy(), self._calls, event))
+
+    def _take_reports(self, wait: bool = False) -> bool:
+        """Learn from the last copy of the counters that has come; with ``wait``, from the last that was begun."""
+        taken = None
+        while self._reports and (wait or self._reports[0].event is None or self._reports[0].event.query()):
+            taken = self._reports.pop(0)
+        if taken is None:
+            return False
+        if taken.event is not None:
+            taken.event.synchronize()
+        self._known = taken.counters.numpy().copy()
+        self._mirror.learn(taken.held)
+        self._known_submitted, self._known_calls = taken.submitted, taken.calls
+        return True
+
+    def lost(self, wait: bool) -> np.ndarray:
+        if wait:
+            self.follow()
+        self._take_reports(wait)
+        return self._known[:, LOST].copy()
+
+    # ------------------------------------------------------------------------------------------- that may wait for it
+
+    def items(self, table: int, first_shard: int, last_shard: int) -> tuple[Tensor, Tensor]:
+        parts = [used for used, _ in self._used_slots(table, first_shard, last_shard)]
+        ids, rows = torch.cat(parts).unbind(1)
+        mixed, shards = mix64(ids), virtual_shard(ids)
+        chosen = ((shards >= first_shard) & (shards < last_shard)).nonzero().squeeze(1)
+        # Flipping the top bit orders int64 as unsigned.
+        chosen = chosen[(mixed[chosen] ^ -(2**63)).argsort()]
+        return ids[chosen], rows[chosen]
+
+    def _used_slots(
+        self, table: int, first_shard: int = 0, last_shard: int = SHARDS
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each segment ids and rows, int64 [U, 2], and how many buckets are read to find each."""
+        for slots, is_side in self._mirror.slots(table, first_shard, last_shard):
+            places = (slots[:, 1] >= 0).nonzero().squeeze(1)
+            used, buckets = slots[places], len(slots) // SLOTS
+            lengths = ((places // SLOTS - mix64(used[:, 0])) & (buckets - 1)) + 1
+            used[:, 0] -= SPECIALS if is_side else 0
+            yield used, lengths
+
+    def count(self, table: int) -> int:
+        return int(self._counters[table, COUNT])
+
+    def stats(self, table: int) -> dict[str, int]:
+        sizes = [len(slots) for slots, is_side in self._mirror.slots(table) if not is_side]
+        counters, slots = self._counters[table].tolist(), sum(sizes)
+        sizes_of_index = {"slots": slots, "segments": len(sizes), "index_bytes": slots * 16}
+        return {"ids": counters[COUNT], **sizes_of_index, "erased_rows": counters[FREE]}
+
+    def probe_lengths(self, table: int) -> tuple[float, int]:
+        lengths = torch.cat([lengths for _, lengths in self._used_slots(table)])
+        return (float(lengths.double().mean()), int(lengths.max())) if len(lengths) else (1.0, 1)
+
+    def clear(self, table: int) -> None:
+        self._mirror.clear(table)
+        self._counters[table, [COUNT, FREE, TAKEN]] = 0
+        self._take_reports(wait=True)
+        self._known[table, [COUNT, FREE, TAKEN]] = 0
+        self._is_exhausted_T[table] = False
+        self._note_growth()
+
+    # ------------------------------------------------------------------------------------------------------- copying
+
+    def snapshot(self) -> dict[str, Any]:
+        self.lost(wait=True)
+        return {
+            "mirror": self._mirror.snapshot(),
+            "counters": self._counters.clone(),
+            "supply": self._described[:, SUPPLY].copy(),
+            "granules": {table: granules.clone() for table, granules in self._granules.items()},
+            "stacks": {table: stack.clone() for table, stack in self._stacks.items()},
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        self._mirror.restore(snapshot["mirror"])
+        self._counters.copy_(snapshot["counters"])
+        self._described[:, SUPPLY] = snapshot["supply"]
+        for name, tensors in (("granules", self._granules), ("stacks", self._stacks)):
+            tensors.clear()
+            tensors |= {table: tensor.to(self._device, copy=True) for table, tensor in snapshot[name].items()}
+        self._is_exhausted_T[:] = False
+        self._note_growth()
+        self._take_reports(wait=True)

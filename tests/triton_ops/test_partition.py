@@ -1,15 +1,18 @@
-"""partition_ids: hand-checked, and the CPU's kernel equal to the reference."""
+"""partition_ids: hand-checked, and the kernels equal to the reference."""
+
+import os
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.triton_ops.conftest import ON_TRITON
+from tests.triton_ops.test_index import choose
 from triton_ops.index import SHARDS, virtual_shard
 from triton_ops.partition import Partition, partition_ids, reference
 
-IMPLEMENTATIONS = ["reference", "cpu"]
 EXTREMES = [0, -1, 1, 2**63 - 1, -(2**63), 2**63 - 2, -(2**63) + 1]
 
 
@@ -17,16 +20,22 @@ def owners_of(world: int) -> Tensor:
     return torch.arange(SHARDS) * world // SHARDS
 
 
+@pytest.fixture(params=["reference", "cpu", "triton"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    choose(request.param, monkeypatch)
+    return request.param
+
+
 def partition(runs: list[tuple[int, list[int]]], tables: int, world: int) -> Partition:
-    ids_N = torch.tensor([id_ for _, ids in runs for id_ in ids], dtype=torch.int64)
+    device = ON_TRITON if os.environ.get("TRITON_OPS") == "triton" else torch.device("cpu")
+    ids_N = torch.tensor([id_ for _, ids in runs for id_ in ids], dtype=torch.int64, device=device)
     splits_K1 = torch.tensor([0, *(len(ids) for _, ids in runs)]).cumsum(0)
     tables_K = torch.tensor([table for table, _ in runs], dtype=torch.int64)
-    return partition_ids(ids_N, splits_K1, tables_K, tables, owners_of(world), world)
+    found = partition_ids(ids_N, splits_K1, tables_K, tables, owners_of(world), world)
+    return Partition(*(part.cpu() for part in found))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_ids_come_once_by_owner_and_table(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITON_OPS", implementation)
+def test_ids_come_once_by_owner_and_table(implementation: str) -> None:
     ids = torch.arange(100)
     first_owner = (owners_of(2)[virtual_shard(ids)] == 0).nonzero().squeeze(1)
     second_owner = (owners_of(2)[virtual_shard(ids)] == 1).nonzero().squeeze(1)
@@ -38,14 +47,12 @@ def test_ids_come_once_by_owner_and_table(implementation: str, monkeypatch: pyte
     assert found.inverse.tolist() == [4, 2, 4, 0, 1, 3, 4]
 
 
-@given(
-    runs=st.lists(
-        st.tuples(st.integers(0, 3), st.lists(st.sampled_from(EXTREMES) | st.integers(-5, 40), max_size=30)),
-        max_size=6,
-    ),
-    world=st.integers(1, 5),
+runs_of_ids = st.lists(
+    st.tuples(st.integers(0, 3), st.lists(st.sampled_from(EXTREMES) | st.integers(-5, 40), max_size=30)), max_size=6
 )
-def test_cpu_equals_the_reference(runs: list[tuple[int, list[int]]], world: int) -> None:
+
+
+def equals_the_reference(runs: list[tuple[int, list[int]]], world: int) -> None:
     got = partition(runs, 4, world)
     ids_N = torch.tensor([id_ for _, ids in runs for id_ in ids], dtype=torch.int64)
     splits_K1 = torch.tensor([0, *(len(ids) for _, ids in runs)]).cumsum(0)
@@ -55,6 +62,24 @@ def test_cpu_equals_the_reference(runs: list[tuple[int, list[int]]], world: int)
         assert torch.equal(getattr(got, name), value), name
     assert torch.equal(got.ids[got.inverse], ids_N)
     assert int(got.counts.sum()) == len(ids_N)
+
+
+@given(runs=runs_of_ids, world=st.integers(1, 5))
+def test_cpu_equals_the_reference(runs: list[tuple[int, list[int]]], world: int) -> None:
+    equals_the_reference(runs, world)
+
+
+@settings(max_examples=15)
+@given(runs=runs_of_ids, world=st.sampled_from([1, 2, 5, 40]))
+def test_triton_equals_the_reference(runs: list[tuple[int, list[int]]], world: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        choose("triton", patch)
+        equals_the_reference(runs, world)
+
+
+def test_batch_of_several_blocks_equals_the_reference(implementation: str) -> None:
+    ids = torch.randint(-50, 50, (400,), generator=torch.Generator().manual_seed(3)).tolist()
+    equals_the_reference([(2, ids[:150]), (0, ids[150:151]), (2, ids[151:300]), (1, ids[300:])], 3)
 
 
 def test_many_equal_ids_and_ids_of_one_slot() -> None:

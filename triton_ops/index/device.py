@@ -24,12 +24,9 @@ from triton_ops.index.device_layout import (
     FREE,
     GRANULES,
     HELD,
-    HITS,
     LOST,
-    MISSES,
     NOTHING,
     PLACES,
-    RUN_ROWS,
     SHIFT,
     SLOTS,
     SPECIALS,
@@ -38,23 +35,15 @@ from triton_ops.index.device_layout import (
     TABLE_COLUMNS,
     TAKEN,
 )
-from triton_ops.index.layout import NO_ROW, SHARDS, DevicePool, Inserted
+from triton_ops.index.layout import SHARDS, DevicePool, Inserted
 from triton_ops.index.mirror import Mirror
+from triton_ops.index.numbering import Runs, find, launch_for_each, make_runs, number
 from triton_ops.index.reference import mix64, virtual_shard
 from triton_ops.index.segments import send
 from triton_ops.places import place_of
 from triton_ops.row_layout import GRANULE
 
 MOST_RUNS = 64  # layouts of ids that are kept on the device
-
-
-class _Runs(NamedTuple):
-    """Runs of ids on the device."""
-
-    array: Tensor
-    """`runs` in kernels.py."""
-    number: int
-    blocks: int
 
 
 class _Report(NamedTuple):
@@ -75,9 +64,6 @@ class DeviceIndex:
     """Id -> row for several tables. `triton_ops.index.op.Index` says what the methods mean."""
 
     def __init__(self, tables: int, device: torch.device) -> None:
-        from triton_ops.index import kernels
-
-        self._kernels = kernels
         self._device = device
         self._mirror = Mirror(tables, device)
         self._described = np.zeros((tables, TABLE_COLUMNS), dtype=np.int64)
@@ -87,8 +73,8 @@ class DeviceIndex:
         """Of each table int64: the numbers of its granules, in the order that their rows are handed out."""
         self._stacks: dict[int, Tensor] = {}
         """Of each table int64: erased rows, of which its counter FREE says how many there are."""
-        self._runs: OrderedDict[tuple[bytes, bytes], _Runs] = OrderedDict()
-        self._captured_runs: list[_Runs] = []
+        self._runs: OrderedDict[tuple[bytes, bytes], Runs] = OrderedDict()
+        self._captured_runs: list[Runs] = []
         self._reports: list[_Report] = []
         self._known = np.zeros((tables, COUNTER_COLUMNS), dtype=np.int64)
         self._submitted, self._known_submitted = np.zeros(tables, np.int64), np.zeros(tables, np.int64)
@@ -101,7 +87,7 @@ class DeviceIndex:
     def find(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, missing: int) -> Tensor:
         rows_N = torch.empty_like(ids_N)
         if len(ids_N):
-            self._find(ids_N, rows_N, self._runs_of(splits_K1, tables_K), missing, NOTHING, rows_N, rows_N)
+            find(ids_N, rows_N, self._runs_of(splits_K1, tables_K), self._tables, missing, NOTHING)
         return rows_N
 
     def find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> Inserted:
@@ -114,62 +100,30 @@ class DeviceIndex:
         self.follow()
         return inserted
 
-    def _find(
-        self, ids_N: Tensor, rows_N: Tensor, runs: _Runs, missing: int, what: int, records: Tensor, listed: Tensor
-    ) -> None:
-        arguments = ids_N, rows_N, runs.array, runs.number, self._tables, missing, what, records, listed
-        steps = self._kernels.steps_for(runs.number, self._kernels.RUN_STEPS)
-        self._launch("find", runs.blocks, *arguments, STEPS=steps)
-
-    def _insert(self, ids_N: Tensor, runs: _Runs, pool: DevicePool) -> Inserted:
+    def _insert(self, ids_N: Tensor, runs: Runs, pool: DevicePool) -> Inserted:
         rows_N = torch.empty_like(ids_N)
-        ends, positions, spots, sums, new_rows_N = self._number(ids_N, rows_N, runs, erase=0)
+        ends, positions, spots, sums, new_rows_N = number(ids_N, rows_N, runs, self._tables)
         place = place_of(pool.meta)
         arrays = ids_N, rows_N, runs.array, runs.number, self._tables, self._counters, ends, runs.blocks
-        self._for_each(
+        launch_for_each(
             "publish", len(ids_N), *arrays, positions, spots, sums, place.pointers, new_rows_N, pool.lost_row,
             SHIFT_OF_BLOCKS=place.shift, ALIGN=place.align,
         )  # fmt: skip
         self._finish(runs, ends, sums, erase=0)
         return Inserted(rows_N, new_rows_N, None)
 
-    def _number(
-        self, ids_N: Tensor, rows_N: Tensor, runs: _Runs, erase: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """List ids that are not there, or that are; give them slots, and count the first of equals up to each."""
-        size = -(-len(ids_N) // self._kernels.BLOCK) * self._kernels.BLOCK
-        records, listed = ids_N.new_empty(runs.blocks * self._kernels.BLOCK), ids_N.new_empty(runs.blocks)
-        self._find(ids_N, rows_N, runs, NO_ROW, HITS if erase else MISSES, records, listed)
-        ends = listed.cumsum(0)
-        positions, spots = ids_N.new_empty(size), ids_N.new_empty(size)
-        self._for_each(
-            "claim", len(ids_N), ids_N, runs.array, runs.number, self._tables, records, ends, runs.blocks,
-            positions, spots, ERASE=erase, STEPS=self._kernels.steps_for(runs.blocks, self._kernels.BLOCK_STEPS),
-        )  # fmt: skip
-        firsts = torch.empty(len(ids_N), dtype=torch.int32, device=self._device)
-        new_rows_N = torch.empty_like(ids_N)
-        self._for_each("rank", len(ids_N), ends, runs.blocks, spots, firsts, new_rows_N, len(ids_N), ERASE=erase)
-        return ends, positions, spots, firsts.cumsum(0, dtype=torch.int32), new_rows_N
-
-    def _finish(self, runs: _Runs, ends: Tensor, sums: Tensor, erase: int) -> None:
+    def _finish(self, runs: Runs, ends: Tensor, sums: Tensor, erase: int) -> None:
         arrays = runs.array, runs.number, self._tables, self._counters, ends, sums
-        self._for_each("finish", runs.number, *arrays, ERASE=erase)
-
-    def _for_each(self, kernel: str, count: int, *arguments: Any, **constants: Any) -> None:
-        self._launch(kernel, -(-count // self._kernels.BLOCK), *arguments, **constants)
-
-    def _launch(self, kernel: str, programs: int, *arguments: Any, **constants: Any) -> None:
-        launch = getattr(self._kernels, kernel)[(programs,)]
-        launch(*arguments, **constants, BLOCK=self._kernels.BLOCK, num_warps=self._kernels.WARPS)
+        launch_for_each("finish", runs.number, *arrays, ERASE=erase)
 
     def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> Tensor:
         if not len(ids_N):
             return torch.zeros((), dtype=torch.int64, device=self._device)
         self._make_stacks(np.unique(tables_K.numpy()).tolist())
         rows_N, runs = torch.empty_like(ids_N), self._runs_of(splits_K1, tables_K)
-        ends, positions, spots, sums, _ = self._number(ids_N, rows_N, runs, erase=1)
+        ends, positions, spots, sums, _ = number(ids_N, rows_N, runs, self._tables, erase=1)
         arrays = ids_N, rows_N, runs.array, runs.number, self._tables, self._counters, ends, runs.blocks
-        self._for_each("bury", len(ids_N), *arrays, positions, spots, sums)
+        launch_for_each("bury", len(ids_N), *arrays, positions, spots, sums)
         self._finish(runs, ends, sums, erase=1)
         self.follow()
         return sums[-1].long()
@@ -178,36 +132,21 @@ class DeviceIndex:
         """Whether what is launched is recorded for a graph, instead of run."""
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
-    def _runs_of(self, splits_K1: Tensor, tables_K: Tensor) -> _Runs:
+    def _runs_of(self, splits_K1: Tensor, tables_K: Tensor) -> Runs:
         """The runs on the device, without those that are empty, ordered by table."""
-        key = splits_K1.numpy().tobytes(), tables_K.numpy().tobytes()
+        arrays = splits_K1.numpy(), tables_K.numpy()
+        key = arrays[0].tobytes(), arrays[1].tobytes()
         runs = self._runs.get(key)
         if runs is None:
             if self._is_captured():
                 raise RuntimeError("ids are laid out as never before; look them up once before a graph is captured")
-            runs = self._runs[key] = self._make_runs(splits_K1.numpy(), tables_K.numpy())
+            runs = self._runs[key] = make_runs(*arrays, len(self._described), self._device)
             if len(self._runs) > MOST_RUNS:
                 self._runs.popitem(last=False)
         self._runs.move_to_end(key)
         if self._is_captured():
             self._captured_runs.append(runs)  # a graph knows where it lies
         return runs
-
-    def _make_runs(self, splits: np.ndarray, tables: np.ndarray) -> _Runs:
-        order = np.argsort(tables, kind="stable")
-        order = order[np.diff(splits)[order] > 0]
-        sizes, count = np.diff(splits)[order], len(order)
-        first_blocks = np.zeros(count + 1, dtype=np.int64)
-        np.cumsum(-(-sizes // self._kernels.BLOCK), out=first_blocks[1:])
-        array = np.zeros((RUN_ROWS, count + 1), dtype=np.int64)
-        array[0] = first_blocks
-        array[1, :-1], array[2, :-1], array[3, :-1] = splits[order], splits[order + 1], tables[order]
-        array[3, -1] = -1
-        starts = np.flatnonzero(np.diff(tables[order], prepend=-1))
-        array[4, :-1] = np.repeat(first_blocks[starts], np.diff(starts, append=count))
-        device_array = torch.empty(array.shape, dtype=torch.int64, device=self._device)
-        send(array, device_array)
-        return _Runs(device_array, count, int(first_blocks[-1]))
 
     # ------------------------------------------------------------------------------------------- room ahead of need
 

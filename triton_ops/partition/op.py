@@ -34,7 +34,8 @@ def partition_ids(
 
     Run k, ids from ``splits_K1[k]`` to ``splits_K1[k + 1]``, belongs to table ``tables_K[k]`` of ``tables``; a table
     may come up in several runs, and the same id in two tables is two. ``owner_S`` says which of ``owners`` each of the
-    4096 virtual shards belongs to. All are int64 on the CPU. Raises ValueError where dtypes or shapes do not fit.
+    4096 virtual shards belongs to. All are int64; ids and results may lie on a GPU, which it waits for once. Raises
+    ValueError where dtypes or shapes do not fit.
     """
     for name, tensor in (("ids", ids_N), ("splits", splits_K1), ("tables", tables_K), ("owners", owner_S)):
         if tensor.dtype != torch.int64 or tensor.dim() != 1:
@@ -62,8 +63,13 @@ def _fake(
 def _partition_ids(
     ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, tables: int, owner_S: Tensor, owners: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if choose("partition", ids_N.device) == "reference":
+    how = choose("partition", ids_N.device)
+    if how == "reference":
         return reference.partition_ids(ids_N, splits_K1, tables_K, tables, owner_S, owners)
+    if how == "triton":
+        from triton_ops.partition import kernels
+
+        return kernels.partition_ids(ids_N, splits_K1, tables_K, tables, owner_S, owners)
     from triton_ops.partition import cpu
 
     slots = torch.zeros(1 << max(2 * len(ids_N) - 1, 1).bit_length(), dtype=torch.int32)

@@ -13,7 +13,7 @@ from tests.triton_ops.test_places import in_blocks
 from triton_ops.gather_pool import PooledGrad, gather_pool, gather_rows, kernels, pool_grads, read_dtype, reference
 
 ROWS = 256
-few = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def offsets_of(lengths: Sequence[Sequence[int]]) -> Tensor:

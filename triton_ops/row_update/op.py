@@ -43,6 +43,10 @@ def row_update(
     if rule not in HYPER_COLUMNS:
         raise ValueError(f"there is no rule '{rule}'; there are: {', '.join(HYPER_COLUMNS)}")
     _check_dtypes(rule, weight, state, grads_UD.dtype)
+    if isinstance(grads_UD, GradSums) and len({part.grads_BKD.dtype for part in grads_UD.parts}) > 1:
+        raise ValueError(
+            f"gradients are {', '.join(str(part.grads_BKD.dtype) for part in grads_UD.parts)}; give one dtype"
+        )
     shape = grads_UD.shape if isinstance(grads_UD, Tensor) else (len(rows_U), grads_UD.parts[0].grads_BKD.shape[2])
     if rows_U.dtype != torch.int64 or shape != (len(rows_U), weight.shape[1]):
         raise ValueError(

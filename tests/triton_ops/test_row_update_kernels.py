@@ -22,7 +22,7 @@ from tests.triton_ops.test_row_update import (
 )  # fmt: skip
 from triton_ops.gather_pool import GradSums, PooledGrad
 from triton_ops.places import Rows
-from triton_ops.row_update import row_update
+from triton_ops.row_update import first_infinite, row_update
 
 FP64 = torch.float64
 CASES = [(rule, dim, (dtype, dtype), dtype) for dim, dtype in ((16, FP32), (3, FP64)) for rule in RULES]
@@ -116,3 +116,23 @@ def test_narrow_numbers_of_every_size_are_rounded_as_on_the_cpu(
                *there("sgd", on_triton))  # fmt: skip
     bits = [array.view(torch.int16).cpu() for array in (found[0], expected[0])]
     assert torch.equal(*bits)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "triton"])
+@pytest.mark.parametrize("broken", [torch.inf, -torch.inf, torch.nan])
+def test_the_first_row_without_a_finite_gradient_is_found(
+    broken: float, implementation: str, on_triton: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = on_triton if implementation == "triton" else torch.device("cpu")
+    monkeypatch.setenv("TRITON_OPS", implementation)
+    rows_U = torch.tensor([70, 71, 72, 73, -1], device=device)
+    grads_UD = torch.full((5, 3), 3e38, device=device)
+    grads_UD[4] = broken  # of no row
+    assert first_infinite(rows_U, grads_UD).tolist() == [5]
+    grads_UD[2, 1] = grads_UD[3, 0] = broken
+    assert first_infinite(rows_U, grads_UD).tolist() == [2]
+    assert first_infinite(rows_U[:0], grads_UD[:0]).tolist() == [0]
+    offsets_KB1, inverse_N = torch.tensor([[0, 1, 3]], device=device), torch.tensor([0, 1, 0], device=device)
+    for grad, place in ((1.0, 5), (broken, 0)):
+        grads = torch.tensor([[[1.0]], [[grad]]], device=device)
+        assert first_infinite(rows_U, GradSums([PooledGrad(grads, offsets_KB1, None)], inverse_N)).tolist() == [place]

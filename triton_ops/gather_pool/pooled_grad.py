@@ -3,8 +3,9 @@
 K features of B bags each, D row width, M their values, N all values.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +22,26 @@ class PooledGrad(NamedTuple):
     """What each value of these bags counted in its sum; None for 1."""
 
 
-class GradSums(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class GradSums:
     """Gradients by row that are not summed up yet: what `pool_grads` would be given."""
 
     parts: Sequence[PooledGrad]
-    """One or more."""
+    """One or more, of one dtype."""
     inverse_N: Tensor
     """int64 [N]: which unique row each value is, -1 for none."""
+    _grouped: list[Any] = field(default_factory=list, repr=False)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.parts[0].grads_BKD.dtype
+
+    @property
+    def width(self) -> int:
+        return self.parts[0].grads_BKD.shape[2]
+
+    def grouped(self, group: Callable[[], Any]) -> Any:
+        """What ``group`` gives, which sorts the values by row: worked out once, though gradients are read twice."""
+        if not self._grouped:
+            self._grouped.append(group())
+        return self._grouped[0]

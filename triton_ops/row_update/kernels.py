@@ -39,7 +39,7 @@ ELEMENTS = 2048  # of a tile
 MANY = 1 << 17  # rows from which on a program takes several tiles: most may hold none of the rows there are room for
 TILES = 4
 GRANULE, ID = tl.constexpr(row_layout.GRANULE), tl.constexpr(row_layout.ID)
-RECORD = tl.constexpr(row_layout.RECORD)
+RECORD, FLAT_ROWS, INFINITY = (tl.constexpr(each) for each in (row_layout.RECORD, FLAT, float("inf")))
 
 # Each rule takes a tile's weights, first and second parts of the state, gradients, where the hyper-parameters of each
 # row's table lie, and the number of each row's step, [T, 1] float64. It returns the new weights and parts; a part that
@@ -135,6 +135,40 @@ RULES = {
 
 
 @triton.jit
+def _load_grads(u, is_row, mask, grads, offsets, coefficients, partials, columns, is_column, SUM: tl.constexpr,
+                WIDTH: tl.constexpr, GRADS_ALIGN: tl.constexpr, LONG: tl.constexpr, UNROLL: tl.constexpr):  # fmt: skip
+    """Gradients of rows; with offsets sums of those whose addresses are grads[offsets[u] : offsets[u + 1]]."""
+    if offsets is None:
+        grad = tl.load(grads + u[:, None] * WIDTH + columns[None, :], mask=mask, other=0)
+    else:
+        begin = tl.load(offsets + u, mask=is_row, other=0)
+        length = tl.load(offsets + u + 1, mask=is_row, other=0) - begin
+        grad = sum_bags(begin, length, grads, coefficients, partials, None, 0, columns, is_column, SUM, SUM, WIDTH,
+                        FLAT_ROWS, GRADS_ALIGN, LONG, UNROLL)  # fmt: skip
+    return grad
+
+
+@triton.jit
+def find_infinite(found, rows, grads, offsets, coefficients, partials, count, SUM: tl.constexpr, WIDTH: tl.constexpr,
+                  GRADS_ALIGN: tl.constexpr, LONG: tl.constexpr, UNROLL: tl.constexpr, TILES: tl.constexpr,
+                  TILE: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    """Lower ``found`` to the place of the first row whose gradient is infinite or not a number."""
+    columns = tl.arange(0, COLUMNS)
+    is_column = columns < WIDTH
+    for tile in range(TILES):
+        u = (tl.program_id(0).to(tl.int64) * TILES + tile) * TILE + tl.arange(0, TILE)
+        is_row = tl.load(rows + u, mask=u < count, other=-1) >= 0
+        if tl.max(is_row.to(tl.int32)) > 0:
+            mask = is_row[:, None] & is_column[None, :]
+            grad = _load_grads(u, is_row, mask, grads, offsets, coefficients, partials, columns, is_column, SUM, WIDTH,
+                               GRADS_ALIGN, LONG, UNROLL)  # fmt: skip
+            is_finite = tl.min((tl.abs(grad) < INFINITY).to(tl.int32), axis=1) > 0
+            first = tl.min(tl.where(is_finite | (u >= count), count, u))
+            if first < count:
+                tl.atomic_min(found, first, sem="relaxed")
+
+
+@triton.jit
 def update_rows(weight, state, meta, rows, grads, offsets, coefficients, partials, granule_table, hyper, keys, skip,
                 count, RULE: tl.constexpr, SUM: tl.constexpr, DTYPE: tl.constexpr, WIDTH: tl.constexpr,
                 SHIFT: tl.constexpr, ALIGN: tl.constexpr, STATE_DTYPE: tl.constexpr, STATE_WIDTH: tl.constexpr,
@@ -142,10 +176,7 @@ def update_rows(weight, state, meta, rows, grads, offsets, coefficients, partial
                 META_ALIGN: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, STEPS: tl.constexpr,
                 HYPER: tl.constexpr, NOISY: tl.constexpr, GRADS_ALIGN: tl.constexpr, LONG: tl.constexpr,
                 UNROLL: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
-    """Step rows; FIRST and SECOND are the columns of the parts of state, STEPS is whether each row counts its own.
-
-    With offsets, ``grads`` are addresses of gradients, of which row u has those from offsets[u] to offsets[u + 1].
-    """
+    """Step rows; FIRST and SECOND are the columns of the parts of state, STEPS is whether each row counts its own."""
     columns = tl.arange(0, COLUMNS)
     is_column = columns < WIDTH
     for tile in range(TILES):
@@ -159,13 +190,8 @@ def update_rows(weight, state, meta, rows, grads, offsets, coefficients, partial
             mask = is_row[:, None] & is_column[None, :]
             table = tl.load(granule_table + row // GRANULE, mask=is_row, other=0)
             table = tl.maximum(table, 0).to(tl.int64)
-            if offsets is None:
-                grad = tl.load(grads + u[:, None] * WIDTH + columns[None, :], mask=mask, other=0)
-            else:
-                begin = tl.load(offsets + u, mask=is_row, other=0)
-                length = tl.load(offsets + u + 1, mask=is_row, other=0) - begin
-                grad = sum_bags(begin, length, grads, coefficients, partials, None, 0, columns, is_column, SUM, SUM,
-                                WIDTH, SHIFT, GRADS_ALIGN, LONG, UNROLL)  # fmt: skip
+            grad = _load_grads(u, is_row, mask, grads, offsets, coefficients, partials, columns, is_column, SUM, WIDTH,
+                               GRADS_ALIGN, LONG, UNROLL)  # fmt: skip
             weights = row_pointers(weight, row, DTYPE, WIDTH, SHIFT, ALIGN)[:, None] + columns[None, :]
             numbers = tl.load(weights, mask=mask, other=0).to(SUM)
             first, second, steps = grad, grad, tl.full([TILE, 1], 1, tl.float64)
@@ -215,13 +241,7 @@ def row_update(
     places = place_of(weight), place_of(state), place_of(meta)
     dtype, width = grads_UD.dtype, places[0].width
     constants = _constants(rule, dtype, *places)
-    gradients: tuple[Tensor | None, ...]
-    if isinstance(grads_UD, Tensor):
-        gradients, align = (grads_UD, None, None, None), 16
-    else:
-        bags = group_values(grads_UD.parts, grads_UD.inverse_N, len(rows_U), width, dtype)
-        gradients = bags.sources, bags.offsets, bags.coefficients, bags.partials
-        align = bags.constants["ALIGN"]
+    gradients, align = _read(rows_U, grads_UD, width)
     tiles = TILES if len(rows_U) >= MANY else 1
     tile, columns = tile_of(width, ELEMENTS)
     arrays = *(place.pointers for place in places), rows_U, *gradients
@@ -229,6 +249,32 @@ def row_update(
         *arrays, granule_table, hyper_TH, keys_T, skip, len(rows_U), **constants, GRADS_ALIGN=align, TILES=tiles,
         TILE=tile, COLUMNS=columns, **_OPTIONS,
     )  # fmt: skip
+
+
+def first_infinite(rows_U: Tensor, grads_UD: Tensor | GradSums, width: int) -> Tensor:
+    """See op.py."""
+    count = len(rows_U)
+    found = torch.full((1,), count, dtype=torch.int64, device=rows_U.device)
+    if count:
+        gradients, align = _read(rows_U, grads_UD, width)
+        tiles = TILES if count >= MANY else 1
+        tile, columns = tile_of(width, ELEMENTS)
+        sizes = {"LONG": LONG, "UNROLL": UNROLL, "TILES": tiles, "TILE": tile, "COLUMNS": columns}
+        find_infinite[(triton.cdiv(count, tile * tiles),)](
+            found, rows_U, *gradients, count, SUM=DTYPES[grads_UD.dtype], WIDTH=width, GRADS_ALIGN=align, **sizes,
+            **_OPTIONS,
+        )  # fmt: skip
+    return found
+
+
+def _read(rows_U: Tensor, grads_UD: Tensor | GradSums, width: int) -> tuple[tuple[Tensor | None, ...], int]:
+    """Gradients as `_load_grads` takes them, and what their addresses are multiples of."""
+    if isinstance(grads_UD, Tensor):
+        return (grads_UD, None, None, None), 16
+    bags = grads_UD.grouped(
+        lambda: group_values(grads_UD.parts, grads_UD.inverse_N, len(rows_U), width, grads_UD.dtype)
+    )
+    return (bags.sources, bags.offsets, bags.coefficients, bags.partials), bags.constants["ALIGN"]
 
 
 def _constants(rule: str, dtype: torch.dtype, weight: Any, state: Any, meta: Any) -> dict[str, Any]:
@@ -274,6 +320,14 @@ def _listed() -> Iterator[Configuration]:
         if width == 128:
             summed = {"grads": "*i64", "offsets": "*i64", "coefficients": f"*{name}", "partials": f"*{name}"}
             yield Configuration(update_rows, arrays | summed | {"skip": "*fp32"}, constants, _OPTIONS, True)
+    looked = {name: constants[name] for name in ("SUM", "WIDTH", "LONG", "UNROLL", *sizes)}
+    lists = {"found": "*i64", "rows": "*i64", "count": "i32"}
+    missing = dict.fromkeys(("offsets", "coefficients", "partials"))
+    yield Configuration(find_infinite, lists | {"grads": "*fp64"}, looked | missing, _OPTIONS)
+    tile, columns = tile_of(128, ELEMENTS)
+    looked = {"SUM": DTYPES[single], "WIDTH": 128, "LONG": LONG, "UNROLL": UNROLL, "GRADS_ALIGN": 16, "TILES": TILES,
+              "TILE": tile, "COLUMNS": columns}  # fmt: skip
+    yield Configuration(find_infinite, lists | summed, looked, _OPTIONS, True)
     flat = {"SHIFT": FLAT, "STATE_SHIFT": FLAT, "META_SHIFT": FLAT, "TILES": 1}
     yield Configuration(update_rows, arrays | {"grads": "*fp64"}, constants | plain | flat, _OPTIONS)
 

@@ -47,7 +47,7 @@ def row_update(
         raise ValueError(
             f"gradients are {', '.join(str(part.grads_BKD.dtype) for part in grads_UD.parts)}; give one dtype"
         )
-    shape = grads_UD.shape if isinstance(grads_UD, Tensor) else (len(rows_U), grads_UD.parts[0].grads_BKD.shape[2])
+    shape = grads_UD.shape if isinstance(grads_UD, Tensor) else (len(rows_U), grads_UD.width)
     if rows_U.dtype != torch.int64 or shape != (len(rows_U), weight.shape[1]):
         raise ValueError(
             f"grads are {list(shape)} for rows {rows_U.dtype} {list(rows_U.shape)}; "
@@ -86,6 +86,25 @@ def row_update(
     else:
         assert isinstance(grads_UD, Tensor)
         reference.row_update(rule, weight, state, meta, rows_U, grads_UD, *tables)
+
+
+def first_infinite(rows_U: Tensor, grads_UD: Tensor | GradSums) -> Tensor:
+    """The place of the first row whose gradient is infinite or not a number: grads [[1], [nan], [inf]] -> [1].
+
+    int64 [1] on the device of the rows, their number where all are finite. Rows of -1 are passed over.
+    """
+    if choose("row_update", rows_U.device) == "triton":
+        from triton_ops.row_update import kernels
+
+        if isinstance(grads_UD, Tensor):
+            return kernels.first_infinite(rows_U, grads_UD.contiguous(), grads_UD.shape[1])
+        return kernels.first_infinite(rows_U, grads_UD, grads_UD.width)
+    if isinstance(grads_UD, GradSums):
+        sums = rows_U.new_empty(len(rows_U), grads_UD.width, dtype=grads_UD.dtype)
+        grads_UD = pool_grads(grads_UD.parts, grads_UD.inverse_N, sums)
+    broken_U = ~grads_UD.isfinite().all(1) & (rows_U >= 0)
+    places_U = torch.arange(len(rows_U), device=rows_U.device)
+    return torch.where(broken_U, places_U, len(rows_U)).amin(0, keepdim=True) if len(rows_U) else rows_U.new_zeros(1)
 
 
 def _check_dtypes(rule: str, weight: Rows, state: Rows, grads: torch.dtype) -> None:

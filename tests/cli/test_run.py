@@ -181,6 +181,7 @@ def test_the_resolved_recipe_of_a_run_is_a_recipe_itself(recipe: Callable[..., s
 
 
 @pytest.mark.trap(13)
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_the_recipe_of_a_run_of_weights_and_biases_lies_in_a_directory_of_its_own(tmp_path: Path) -> None:
     # Left alone, Lightning writes it to the logger's save_dir, and refuses a second one there or overwrites the first.
     parser = LightningArgumentParser()

@@ -135,7 +135,7 @@ def resume(folder: Path, save_at: int, **options: Any) -> tuple[list[Any], list[
     return whole.seen["train"], whole.seen["train"][:save_at] + rest.seen["train"]
 
 
-@pytest.mark.trap
+@pytest.mark.trap(2)
 @pytest.mark.parametrize("save_at", [3, 7, 9])
 def test_a_resumed_fit_sees_exactly_what_the_whole_would_have_seen(folder: Path, save_at: int) -> None:
     whole, resumed = resume(folder, save_at, max_epochs=2)

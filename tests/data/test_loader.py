@@ -249,7 +249,7 @@ def test_state_before_the_first_batch_is_the_beginning(tmp_path: Path) -> None:
     assert_same(buffers(resumed), buffers(loader))
 
 
-@pytest.mark.trap
+@pytest.mark.trap(4)
 def test_an_iter_more_costs_no_epoch_and_starts_no_thread(tmp_path: Path) -> None:
     manifest = write_files(tmp_path, [[60]])
     loader, control = make_loader(manifest, Order(batch_size=8)), make_loader(manifest, Order(batch_size=8))

@@ -91,6 +91,7 @@ def joined(ranks: list[dict[str, Any]], name: str, key: str) -> Tensor:
     return torch.cat([rank["tables"][name][key] for rank in ranks])
 
 
+@pytest.mark.trap(11)
 @pytest.mark.parametrize(("world_size", "empty"), [(2, False), (3, True)])
 @pytest.mark.parametrize("admission", ["always", "counter"])
 def test_shared_tables_train_as_those_of_one_rank(world_size: int, empty: bool, admission: str) -> None:

@@ -42,6 +42,7 @@ class Model:
         return contents(self.collection) | dense
 
 
+@pytest.mark.trap(16)
 @pytest.mark.parametrize("max_norm", [0.0, 0.01])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_scaled_step_is_the_step(dtype: str, max_norm: float) -> None:
@@ -54,6 +55,7 @@ def test_a_scaled_step_is_the_step(dtype: str, max_norm: float) -> None:
     assert_same_bytes(scaled.state(), plain.state())  # 2^16 is exact
 
 
+@pytest.mark.trap(16)
 @pytest.mark.parametrize("factor", [math.inf, math.nan, 1e38])
 def test_an_overflow_skips_the_step_of_rows_and_dense_parameters(factor: float) -> None:
     model = Model()

@@ -121,7 +121,7 @@ def test_a_second_fit_does_not_boast_of_the_first(tmp_path: Path) -> None:
         assert record["best"]["val/loss"]["value"] == record["last"]["val/loss"]
 
 
-@pytest.mark.trap
+@pytest.mark.trap(13)
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_second_fit_in_the_same_place_has_a_directory_of_its_own(tmp_path: Path) -> None:
     module = make_module()
@@ -138,7 +138,7 @@ def test_a_second_fit_in_the_same_place_has_a_directory_of_its_own(tmp_path: Pat
     assert run_directory(with_results) == str(tmp_path)
 
 
-@pytest.mark.trap
+@pytest.mark.trap(13)
 def test_a_run_of_weights_and_biases_has_its_own_directory(tmp_path: Path) -> None:
     # Lightning's own idea of it, trainer.log_dir, is save_dir: the same for all runs.
     found = []

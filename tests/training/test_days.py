@@ -90,7 +90,7 @@ def test_each_epoch_trains_on_a_day_and_validates_on_the_next(days: Path, tmp_pa
     assert len(lines) == 2 + DAYS - 1
 
 
-@pytest.mark.trap
+@pytest.mark.trap(2)
 @pytest.mark.parametrize("batch", range(0, (DAYS - 1) * BATCHES))
 def test_interrupted_within_and_between_days_and_resumed_equals_uninterrupted(
     days: Path, tmp_path: Path, batch: int, whole: Run

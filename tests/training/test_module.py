@@ -79,7 +79,7 @@ def test_training_loss_is_logged_at_logged_steps_and_at_the_end_of_an_epoch(ever
     assert [batch for batch, logged in seen.items() if logged] == ([3, 5] if every == 4 else [5])
 
 
-@pytest.mark.trap
+@pytest.mark.trap(12)
 def test_logged_means_are_weighted_by_rows(tmp_path: Path) -> None:
     # Left alone, Lightning takes the length of the first tensor it finds in a batch for its size.
     class Noting(RecModule):
@@ -159,7 +159,7 @@ def halve(step: int) -> float:
     return 0.5**step
 
 
-@pytest.mark.trap
+@pytest.mark.trap(17)
 def test_one_scheduler_drives_the_rates_of_dense_and_sparse_groups(tmp_path: Path) -> None:
     rates = Rates()
     module = make_module(lr_scheduler=partial(LambdaLR, lr_lambda=halve))
@@ -188,7 +188,7 @@ def sgd_module(**options: Any) -> RecModule:
     return make_module(schema, network=network, dense_optimizer=partial(torch.optim.SGD, lr=0.1), **options).double()
 
 
-@pytest.mark.trap
+@pytest.mark.trap(18)
 def test_clipping_takes_the_joint_norm_of_dense_and_sparse_gradients(tmp_path: Path) -> None:
     batch = make_batch(32)
     free, clipped = sgd_module(), sgd_module()
@@ -230,7 +230,7 @@ def test_clipping_by_value_reaches_dense_and_sparse_gradients(tmp_path: Path) ->
     assert [change.abs().max().item() for change in changes] == pytest.approx([1e-4] * len(changes))
 
 
-@pytest.mark.trap
+@pytest.mark.trap(17)
 def test_accumulated_batches_equal_one_as_large(tmp_path: Path) -> None:
     whole, parts = sgd_module(), sgd_module()
     batches = [make_batch(16, seed=seed) for seed in range(4)]

@@ -48,6 +48,7 @@ def weights_and_state(state: dict[str, bytes]) -> dict[str, bytes]:
     return {name: value for name, value in state.items() if not name.endswith(("/count", "/last_step"))}
 
 
+@pytest.mark.trap(16)
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_float16_skips_the_step_of_an_overflow_and_trains_on(clip: float | None, tmp_path: Path) -> None:
     overflow = Overflow(batch=3)

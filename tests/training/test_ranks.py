@@ -319,7 +319,7 @@ def test_checkpoints_pass_from_one_rank_to_two_to_three_to_one(data: str, tmp_pa
     assert_same([back | {"losses": back["losses"][-13:]}], expected | {"losses": expected["losses"][-13:]}, **EXACT)
 
 
-@pytest.mark.trap
+@pytest.mark.trap(8)
 def test_a_signal_to_one_rank_stops_and_saves_all_of_them(data: str, tmp_path: Path) -> None:
     expected = fit(data, str(tmp_path / "whole"))
     stop = OnRank(rank=1, batch=4, kind="sigterm")
@@ -370,7 +370,7 @@ def validate(data: str, root: str, devices: int) -> dict[str, Any]:
     return {"before": before, "after": rows(), "metrics": metrics, "scores": scores}
 
 
-@pytest.mark.trap
+@pytest.mark.trap(1)
 def test_evaluation_on_several_ranks_leaves_their_rows_and_gives_the_same(data: str, tmp_path: Path) -> None:
     one = validate(data, str(tmp_path / "one"), 1)
     ranks = run_trainers(3, validate, data, str(tmp_path / "three"), 3)

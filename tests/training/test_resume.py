@@ -57,7 +57,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.trap
+@pytest.mark.trap(2)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 def test_interrupted_and_resumed_equals_uninterrupted(options: dict[str, Any], tmp_path: Path) -> None:
     whole = Run(tmp_path / "whole", **options)
@@ -81,7 +81,7 @@ class InterruptInValidation(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.trap
+@pytest.mark.trap(2)
 def test_an_interrupt_in_validation_saves_behind_it(tmp_path: Path) -> None:
     whole = Run(tmp_path / "whole", val_check_interval=3)
     stopped = Run(tmp_path, InterruptInValidation(), val_check_interval=3)
@@ -137,7 +137,7 @@ def test_every_saved_checkpoint_resumes_exactly(tmp_path: Path) -> None:
         assert resumed.losses.by_batch.items() <= whole.losses.by_batch.items()
 
 
-@pytest.mark.trap
+@pytest.mark.trap(21)
 def test_the_best_and_the_last_checkpoint_are_kept_as_directories(tmp_path: Path) -> None:
     best = ModelCheckpoint(
         dirpath=tmp_path / "c", monitor="val/loss", save_top_k=1, save_last="link", filename="{step}"
@@ -153,7 +153,7 @@ def test_the_best_and_the_last_checkpoint_are_kept_as_directories(tmp_path: Path
         assert everything(resumed.module) == everything(whole.module)
 
 
-@pytest.mark.trap
+@pytest.mark.trap(9)
 def test_top_k_removes_directories(tmp_path: Path) -> None:
     top = ModelCheckpoint(dirpath=tmp_path / "c", monitor="val/loss", save_top_k=2, save_last=True, filename="{epoch}")
     Run(tmp_path, top, max_epochs=5)
@@ -162,7 +162,7 @@ def test_top_k_removes_directories(tmp_path: Path) -> None:
     assert len(kept) == 3
 
 
-@pytest.mark.trap
+@pytest.mark.trap(2)
 def test_the_position_comes_back_to_a_loader_that_was_asked_for_early(tmp_path: Path) -> None:
     # Lightning sets up the loader, and forgets the saved position, once configure_optimizers asks how long it is.
     class Asking(RecModule):
@@ -183,7 +183,7 @@ def test_the_position_comes_back_to_a_loader_that_was_asked_for_early(tmp_path: 
     assert fit(ckpt_path=stop.value.path) == {batch: loss for batch, loss in whole.items() if batch > 2}
 
 
-@pytest.mark.trap
+@pytest.mark.trap(2)
 def test_a_loader_without_length_loses_no_batch(tmp_path: Path) -> None:
     # Lightning reads one batch ahead of such a loader, and would save the position behind it.
     class Unsized:

@@ -150,6 +150,7 @@ def test_a_schedule_without_a_rate_starts_from_that_of_the_dense_optimizer() -> 
 # ------------------------------------------------------------------------------------------------ resume, checkpoints
 
 
+@pytest.mark.trap(2)
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     options = LORA | {"lr": 1e-3, "schedule": SCHEDULE, "model": DROPOUT, "empty": "learned"}
     declared = tower_schema(**options).to_dict()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def read_ids(schema: Schema, data: OrcDataModule) -> dict[str, Tensor]:
     return {name: torch.cat(parts).unique() for name, parts in seen.items()}
 
 
+@cache
+def ids_of_files(path: str, batch_size: int, layout: str, file_float: str) -> dict[str, Tensor]:
+    """`read_ids` of all files of a folder, once for all runs on them."""
+    schema = deepfm_schema({"kind": "sgd"}, dtype="float32", layout=layout, file_float=file_float)
+    return read_ids(schema, build_data(schema, path, batch_size))
+
+
 def first_values(module: RecModule, ids: dict[str, Tensor]) -> dict[str, Tensor]:
     """The value a fresh row of each id gets; read from a module of the same seed, which is thrown away."""
     tables = module.tables
@@ -147,8 +155,7 @@ def run(
     """Train both for ``steps`` optimizer steps on the same batches in the same order."""
     declaration, make_sparse = SPARSE_OPTIMIZERS[optimizer]
     schema = deepfm_schema(declaration, dtype=dtype, layout=layout, file_float=file_float)
-    data = build_data(schema, path, batch_size)
-    ids = read_ids(schema, data)
+    ids = ids_of_files(str(path), batch_size, layout, file_float)
 
     def build_module() -> RecModule:
         torch.manual_seed(3)

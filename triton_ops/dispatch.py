@@ -18,6 +18,12 @@ Implementation = Literal["reference", "cpu", "triton"]
 OVERRIDE = "TRITON_OPS"
 _FILES: dict[Implementation, str] = {"reference": "reference.py", "cpu": "cpu.py", "triton": "kernels.py"}
 _ROOT = Path(__file__).parent
+# Ops that need no kernel for a GPU.
+_ELSEWHERE: dict[str, tuple[Implementation | None, str]] = {
+    "hash_bytes": (None, "strings are hashed on the CPU, while data are read"),
+    "pack": (None, "batches are packed on the CPU, while data are read"),
+    "row_transform": ("reference", "plain torch is the path of this op there"),
+}
 
 
 class UnsupportedDeviceError(NotImplementedError):
@@ -85,6 +91,8 @@ def _decide(op: str, device_type: str, override: str, interpreted: bool) -> Choi
         return Choice(op, device_type, "reference", "plain torch is the CPU path of this op")
     if "triton" in available:
         return Choice(op, device_type, "triton", "Triton kernel")
+    if op in _ELSEWHERE:
+        return Choice(op, device_type, *_ELSEWHERE[op])
     return Choice(op, device_type, None, f"it has no Triton kernel yet; run on the CPU, or set {OVERRIDE}=reference")
 
 
@@ -100,6 +108,8 @@ def _apply_override(
         if device_type != "cpu":
             return None, f"{OVERRIDE}=cpu, but the tensors are on {device_type}; leave {OVERRIDE} out"
         return ("cpu" if "cpu" in available else "reference"), f"{OVERRIDE}=cpu"
+    if "triton" not in available and device_type == "cpu":
+        return ("cpu" if "cpu" in available else "reference"), f"{OVERRIDE}=triton, but it has no Triton kernel"
     if "triton" not in available:
         return None, f"{OVERRIDE}=triton, but it has no Triton kernel yet; leave {OVERRIDE} out"
     if device_type == "cpu" and not interpreted:

@@ -14,7 +14,7 @@ def describe(feature: Feature) -> str:
     return f"feature '{feature.name}' (table '{feature.table}')"
 
 
-def check_input(feature: Feature, inputs: Mapping[str, Tensor | Ragged]) -> Ragged:
+def check_input(feature: Feature, inputs: Mapping[str, Tensor | Ragged], device: torch.device) -> Ragged:
     """The ids of a feature; ValueError where there are none, or where their dtype, place or weights do not fit."""
     if feature.name not in inputs:
         raise ValueError(f"{describe(feature)} is missing from the inputs{did_you_mean(feature.name, inputs)}")
@@ -24,8 +24,8 @@ def check_input(feature: Feature, inputs: Mapping[str, Tensor | Ragged]) -> Ragg
     values, weights = part.values, part.weights
     if values.dtype != torch.int64 or values.dim() != 1:
         raise ValueError(f"{describe(feature)}: ids are {values.dtype} {list(values.shape)}; give int64 [N]")
-    if values.device.type != "cpu":
-        raise ValueError(f"{describe(feature)}: ids are on {values.device}, its table on cpu; move them there")
+    if values.device != device:
+        raise ValueError(f"{describe(feature)}: ids are on {values.device}, its table on {device}; move them there")
     if part.inner_offsets and feature.pooling != "none":
         raise ValueError(
             f"{describe(feature)}: rows are nested {len(part.inner_offsets) + 1} deep, but {feature.pooling} pools one "

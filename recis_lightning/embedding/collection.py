@@ -1,6 +1,7 @@
 """All embeddings of a model: features in, pooled or sequence tensors out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ class EmbeddingCollection(nn.Module):
 
     New ids get rows only in training mode, with gradients enabled, and where their table admits them; otherwise ids
     without a row read zeros and get no gradient. Backward leaves the gradients in ``groups``, where
-    `recis_lightning.optim.SparseOptimizer` takes them. Tables are neither parameters nor buffers: moving or casting the
-    module leaves them as they are.
+    `recis_lightning.optim.SparseOptimizer` takes them. Tables are neither parameters nor buffers: they move with the
+    module, and casting it leaves them as they are.
 
-    Raises ValueError, naming feature and table, where an input is missing or does not fit.
+    Raises ValueError, naming feature and table, where an input is missing or does not fit; on a GPU what only values
+    can tell is raised by a later step, which names this one, since nobody waits for the device.
     """
 
     def __init__(self, schema: Schema, *, seed: int = 0, max_rows: int | None = None) -> None:
@@ -44,8 +46,8 @@ class EmbeddingCollection(nn.Module):
             self._lookups.append(GroupLookup(group, features))
         self.route: Route = OneRank()
         """What connects this rank to those that hold rows of the same tables."""
-        with torch.inference_mode(False):
-            self._anchor = torch.zeros((), requires_grad=True)
+        self._anchor = _make_anchor(torch.device("cpu"))
+        self._stays = False
 
     @property
     def tables(self) -> dict[str, DynamicTable]:
@@ -90,12 +92,36 @@ class EmbeddingCollection(nn.Module):
                 erased |= {table.name: counts[table.number] for table in mine}
         return erased
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are, and where they expect ids."""
+        return self.groups[0].device if self.groups else self._anchor.device
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "EmbeddingCollection":
-        """Nothing to move or cast: tables have the place and dtype they were declared with."""
+        """Move the tables where the module is moved; they keep the dtype they were declared with."""
+        device = fn(torch.empty(0, device=self.device)).device
+        if device != self.device and device.type != "meta" and not self._stays:
+            for group in self.groups:
+                group.move_to(device)
+            self._anchor = _make_anchor(self.device)
         return self
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Within this tables stay where they are, wherever the module goes."""
+        before, self._stays = self._stays, True
+        try:
+            yield
+        finally:
+            self._stays = before
 
     def extra_repr(self) -> str:
         return "\n".join(
             f"group of {len(group)} tables, dim {group.dim}, {group.dtype}, {group.layout.rule}"
             for group in self.groups
         )
+
+
+def _make_anchor(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros((), requires_grad=True, device=device)

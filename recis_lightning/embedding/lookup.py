@@ -16,10 +16,13 @@ from recis_lightning.ragged import Ragged
 from recis_lightning.ragged_ops import tile, truncate
 from recis_lightning.schema import Feature
 from recis_lightning.tables import PendingGrad, TableGroup
+from recis_lightning.tables.pending import add_by_row
 from triton_ops.gather_pool import (
     JoinedOffsets,
     PooledGrad,
     gather_pool,
+    gather_rows,
+    join_coefficients,
     join_offsets,
     pool_coefficients,
     pool_grads,
@@ -51,21 +54,34 @@ class GroupLookup:
 
     def prepare(self, inputs: Mapping[str, Tensor | Ragged]) -> "_Call":
         """What a step needs to know of its inputs; ValueError, naming feature and table, where they don't fit."""
-        parts = [_cut(feature, check_input(feature, inputs)) for feature in self.features]
+        parts = [_cut(feature, check_input(feature, inputs, self.group.device)) for feature in self.features]
         joined = join_offsets([part.innermost_offsets for part in parts], [len(part.values) for part in parts])
         if joined.misfit is not None:
             explain_offsets(self.features[joined.misfit], parts[joined.misfit])
-        return _Call(self, parts, joined, self._coefficients(parts))
+        if joined.misfits is not None:
+            self.group.watch.note("offsets", joined.misfits, self._explain_later)
+        if joined.misfits is None:
+            return _Call(self, parts, joined, self._coefficients(parts))
+        poolings = [feature.pooling for feature in self.features[: self.pooled]]
+        weights = [part.weights for part in parts[: self.pooled]]
+        return _Call(self, parts, joined, join_coefficients(joined, poolings, weights, self.group.layout.read_dtype))
+
+    def _explain_later(self, feature: int, step: int, _: int) -> ValueError:
+        return ValueError(
+            f"{describe(self.features[feature])}: at step {step} its offsets did not rise from 0 to the number of its "
+            "ids; pass the offsets of these ids"
+        )
 
     def _coefficients(self, parts: Sequence[Ragged]) -> Tensor | None:
         """What each id of the pooled features counts in its row, feature by feature; None where all count 1."""
+        dtype, device = self.group.layout.read_dtype, self.group.device
         coefficients = [
-            pool_coefficients(part.offsets, feature.pooling, part.weights, self.group.layout.read_dtype)
+            pool_coefficients(part.offsets, feature.pooling, part.weights, dtype, len(part.values))
             for feature, part in zip(self.features[: self.pooled], parts, strict=False)
         ]
         if all(found is None for found in coefficients):
             return None
-        ones = (torch.ones(len(part.values), dtype=self.group.layout.read_dtype) for part in parts)
+        ones = (torch.ones(len(part.values), dtype=dtype, device=device) for part in parts)
         return torch.cat([one if found is None else found for found, one in zip(coefficients, ones, strict=False)])
 
 
@@ -155,7 +171,8 @@ class _Call(NamedTuple):
     def offsets_of(self, first: int, end: int) -> Tensor:
         """Where the values of these features' outputs begin, [K, B + 1]: those of a row, or in a sequence each id."""
         if first >= self.lookup.pooled:
-            return torch.arange(self.joined.splits[first], self.joined.splits[end] + 1)[None]
+            begin, stop = self.joined.splits[first], self.joined.splits[end]
+            return torch.arange(begin, stop + 1, device=self.joined.offsets.device)[None]
         splits = self.joined.offset_splits
         return self.joined.offsets[splits[first] : splits[end]].view(end - first, -1)
 
@@ -230,13 +247,18 @@ def _pool(call: _Call, fetched: Fetched) -> Iterator[Tensor]:
 
 
 def _sequences(call: _Call, fetched: Fetched) -> Iterator[Tensor]:
-    group, splits = call.lookup.group, call.joined.splits
-    for begin, end in zip(splits[call.lookup.pooled : -1], splits[call.lookup.pooled + 1 :], strict=True):
-        out = group.buffers.take((end - begin, group.dim), group.layout.read_dtype)
-        if out.dtype == fetched.weight.dtype:
-            yield torch.index_select(fetched.weight, 0, fetched.rows[begin:end], out=out)
-        else:
-            yield out.copy_(fetched.weight.index_select(0, fetched.rows[begin:end]))
+    """All sequences by one call, each a tensor of its own over the same memory."""
+    group, splits = call.lookup.group, call.joined.splits[call.lookup.pooled :]
+    if len(splits) < 2:
+        return
+    begin, end = splits[0], splits[-1]
+    out_ND = group.buffers.take((end - begin, group.dim), group.layout.read_dtype)
+    gather_rows(fetched.weight, fetched.rows[begin:end], out_ND)
+    for first, last in zip(splits[:-1], splits[1:], strict=True):
+        # Not as views, which autograd would take for one with the others.
+        place = out_ND.storage_offset() + (first - begin) * group.dim
+        shape = last - first, group.dim
+        yield out_ND.new_empty(0).set_(out_ND.untyped_storage(), place, shape, (group.dim, 1))
 
 
 def _sum_by_row(call: _Call, fetched: Fetched, grads: Sequence[Tensor | None], record: bool) -> PendingGrad | None:
@@ -259,5 +281,5 @@ def _sum_by_row(call: _Call, fetched: Fetched, grads: Sequence[Tensor | None], r
         PooledGrad(grad, call.offsets_of(first, end), call.coefficients_of(first, end)) for first, end, grad in found
     ]
     grads_UD = pool_grads(parts, inverse_N, group.buffers.take((len(rows_U), group.dim), group.layout.read_dtype))
-    counts_U = torch.bincount(inverse_N[inverse_N >= 0], minlength=len(rows_U)) if group.averages else None
+    counts_U = add_by_row(torch.ones_like(inverse_N), inverse_N, len(rows_U)) if group.averages else None
     return PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used), counts_U)

@@ -19,10 +19,10 @@ def unscale_rows(scaler: torch.amp.GradScaler) -> None:
     ) -> dict[torch.device, Tensor]:
         found = unscale_dense(optimizer, inv_scale, found_inf, allow_fp16)
         if isinstance(optimizer, CompositeOptimizer):
-            cpu = torch.device("cpu")
-            overflow = found.get(cpu, torch.zeros((), dtype=torch.float32)).clone()
-            optimizer.sparse.unscale_(inv_scale.to(cpu), overflow)
-            found[cpu] = overflow
+            place = optimizer.sparse.device
+            overflow = found.get(place, torch.zeros((), dtype=torch.float32, device=place)).clone()
+            optimizer.sparse.unscale_(inv_scale.to(place), overflow)
+            found[place] = overflow
         return found
 
     scaler._unscale_grads_ = unscale  # type: ignore[method-assign]

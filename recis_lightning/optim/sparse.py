@@ -1,6 +1,6 @@
 """Steps on the rows that backward has left gradients for. U touched rows, D row width, T tables of a group."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from recis_lightning.schema import SparseOptimizer as Declaration
 from recis_lightning.tables import DynamicTable, PendingGrad, TableGroup
 from triton_ops.row_layout import GRANULE, ID
 from triton_ops.row_update import hyper_row, row_update
+from triton_ops.transfer import is_capturing
 
 # Schedulers that cycle momentum, and callbacks that log it, ask every group for these if they find them in one.
 _FOR_SCHEDULERS = {"betas": (0.0, 0.0), "weight_decay": 0.0}
@@ -57,6 +58,11 @@ class SparseOptimizer:
     def tables(self) -> list[DynamicTable]:
         return [table for group in self.groups for table in group]
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tables are."""
+        return self.groups[0].device if self.groups else torch.device("cpu")
+
     @torch.no_grad()
     def step(self) -> None:
         """Update all rows that have gradients, and forget the gradients.
@@ -68,9 +74,7 @@ class SparseOptimizer:
             for group, settings in zip(self.groups, self._settings_of_tables, strict=True)
             if (pending := group.coalesce()) is not None
         ]
-        for group, _, pending in waiting:
-            check_finite(group, pending)
-        for group, settings, pending in waiting:
+        for group, settings, pending in _without_infinite(waiting):
             _update(group, settings, pending)
             group.pending.clear()
         for group in self.groups:
@@ -78,13 +82,27 @@ class SparseOptimizer:
                 group[number].step += 1
             group.frozen_lookups.clear()
 
+    def advance(self) -> None:
+        """Count the step of a captured graph that is about to be replayed, with the learning rates of now."""
+        for group in self.groups:
+            if group.captured.updates is not None:
+                advance(group, *group.captured.updates)
+            for number in group.captured.frozen_lookups:
+                group[number].step += 1
+
     def zero_grad(self) -> None:
         """Forget what backward has left."""
         for group in self.groups:
             group.pending.clear()
 
     def _coalesced_grads(self) -> list[Tensor]:
-        return [pending.grads for group in self.groups if (pending := group.coalesce()) is not None]
+        grads = []
+        for group in self.groups:
+            if (pending := group.coalesce()) is not None:
+                if group.is_deferred:  # behind the last row there is what was there before
+                    pending.grads.masked_fill_((pending.rows < 0)[:, None], 0)
+                grads.append(pending.grads)
+        return grads
 
     @torch.no_grad()
     def grad_norm_sq(self) -> Tensor:
@@ -136,7 +154,18 @@ def _param_group(table: DynamicTable) -> dict[str, Any]:
 
 def _update(group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], pending: PendingGrad) -> None:
     """Step the rows of one group, each by the settings of its table."""
-    for number in pending.tables:
+    if is_capturing():
+        group.captured.updates = (settings_of_tables, pending.tables)
+    else:
+        advance(group, settings_of_tables, pending.tables)
+    arrays = group.weight, group.state, group.meta, pending.rows, pending.grads, group.granule_table
+    assert group.numbers_of_step is not None
+    row_update(group.layout.rule, *arrays, *group.numbers_of_step)
+
+
+def advance(group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], tables: Iterable[int]) -> None:
+    """Count a step of some tables of a group, and put the numbers of that step where `row_update` takes them."""
+    for number in tables:
         group[number].step += 1
     rows: dict[tuple[int, int], list[float]] = {}  # many tables have the same settings and as many steps
     hyper = []
@@ -146,9 +175,46 @@ def _update(group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], pen
         if key not in rows:
             rows[key] = hyper_row(group.layout.rule, step, settings)
         hyper.append(rows[key])
-    hyper_TH = torch.tensor(hyper, dtype=torch.float64)
-    arrays = group.weight, group.state, group.meta, pending.rows, pending.grads, group.granule_table
-    row_update(group.layout.rule, *arrays, hyper_TH, group.noise_keys)
+    group.set_numbers_of_step(torch.tensor(hyper, dtype=torch.float64))
+
+
+Waiting = Sequence[tuple[TableGroup, Sequence[dict[str, Any]], PendingGrad]]
+
+
+def _without_infinite(waiting: Waiting) -> Waiting:
+    """What waits, once it is known to be finite; on a device that nobody waits for, no rows where it is not."""
+    broken = [_note_infinite(group, pending) for group, _, pending in waiting if group.is_deferred]
+    for group, _, pending in waiting:
+        if not group.is_deferred:
+            check_finite(group, pending)
+    if not broken:
+        return waiting
+    is_broken = torch.stack(broken).any()
+    return [
+        (group, settings, pending._replace(rows=torch.where(is_broken, -1, pending.rows)))
+        for group, settings, pending in waiting
+    ]
+
+
+def _note_infinite(group: TableGroup, pending: PendingGrad) -> Tensor:
+    """Whether a gradient is infinite or not a number: a bool on the device, which `check_finite` would raise at."""
+    if not len(pending.rows):
+        return torch.zeros((), dtype=torch.bool, device=group.device)
+    # Sums of float32 in float64 are finite where all of them are; what lies behind the last row is nobody's.
+    broken_U = (pending.rows >= 0) & ~pending.grads.sum(1, dtype=torch.float64).isfinite()
+    first_row = pending.rows.index_select(0, broken_U.long().argmax()[None])
+    is_broken = broken_U.any()
+
+    def explain(_: int, step: int, row: int) -> FloatingPointError:
+        table = group[int(group.granule_table[row // GRANULE])]
+        return FloatingPointError(
+            f"table '{table.name}': at step {step} the gradient of id {int(group.meta[row, ID])} was not finite; no "
+            "table was updated by that step. Look for a loss or weight that is inf or nan, lower the learning rate, or "
+            "clip gradients"
+        )
+
+    group.watch.note("gradients", is_broken[None], explain, first_row)
+    return is_broken
 
 
 def check_finite(group: TableGroup, pending: PendingGrad) -> None:

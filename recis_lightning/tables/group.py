@@ -7,7 +7,8 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,30 @@ from recis_lightning.tables.layout import FROZEN, Layout
 from recis_lightning.tables.pending import PendingGrad, sum_by_row
 from recis_lightning.tables.rows import DEFAULT_ROW, RowStore, TableFullError
 from recis_lightning.tables.table import ADMITTED, ERASED, EVICTED, REFUSED, DynamicTable
+from recis_lightning.tables.watch import Watch
+from triton_ops.blocks import Blocks
 from triton_ops.group_by_row import LAST_TICK, group_by_row
 from triton_ops.index import mix64
 from triton_ops.initialize import FirstValue, FirstValues, initialize
 from triton_ops.row_layout import GRANULE, ID, LAST_STEP
+from triton_ops.transfer import is_capturing, to_device
 
 LENT_ROWS = 1 << 16  # what a table may have beyond a small capacity until the step's eviction
 MOST_PENDING = 8  # more would take memory for each accumulated batch, fewer would sum most gradients several times
+
+
+@dataclass
+class Captured:
+    """What the host does for a group before and after a captured step is replayed."""
+
+    lookups: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Splits and tables of each, on the CPU."""
+    ticks: int = 0
+    """How often rows are grouped."""
+    frozen_lookups: set[int] = field(default_factory=set)
+    """Tables that are looked up and not trained."""
+    updates: tuple[Sequence[dict[str, Any]], frozenset[int]] | None = None
+    """Settings of the optimizer for each table, and the tables whose steps are counted; None without updates."""
 
 
 def build_groups(
@@ -89,17 +107,28 @@ class TableGroup:
         self.index = make_index(len(tables), self.rows)
         self.pending: list[PendingGrad] = []
         """What backward has left for the optimizer's next step."""
+        self.is_deferred = isinstance(self.rows.meta, Blocks)
+        """Whether what must not be is found on its device, and told by a later call."""
+        self.watch = Watch(self.device)
+        """Where that is noted."""
         self.buffers = BufferPool(self.device)
         """Memory for the outputs and gradients of lookups."""
         self.gate = Gate(tables, seed, max_rows)
         """Decides which unknown ids get a row."""
         self.events = np.zeros((len(tables), 4), dtype=np.int64)
         """int64 [tables, 4]: what has happened to ids, by the columns that table.py names."""
+        self._lost_T = np.zeros(len(tables), dtype=np.int64)
         self.erasures = 0
         """How often ids were erased: rows looked up before the last time may be others' by now."""
         self.frozen_lookups: set[int] = set()
         """Tables that training has looked up since the last step, by their number, where they are not trained."""
+        self.numbers_of_step: tuple[Tensor, Tensor] | None = None
+        """Hyper-parameters and noise keys of the step that runs, on its device."""
         self._tick = 0
+        with torch.inference_mode(False):
+            self._tick_1 = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.captured = Captured()
+        """What a graph that is to be replayed asks of the host before each time."""
         self._first_values = FirstValues.of([_first_value(table, self.state_slices, seed) for table in tables])
         self.averages = any(table.grad_reduce == "mean" for table in tables)
         """Whether a table of it takes the mean over an id's occurrences, and `leave` needs to know how many."""
@@ -195,14 +224,63 @@ class TableGroup:
         table_index_K = table_index_K.to(torch.int64)
         if not insert:
             return self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
+        if self.is_deferred and not is_capturing():
+            self.begin_step()
         if self.gate.is_open:
-            rows_N = self.insert(ids_N, splits_K1, table_index_K)
+            rows_N = self._insert(ids_N, splits_K1, table_index_K)
         else:
             rows_N = self._lookup_through_gate(ids_N, splits_K1, table_index_K, counts_N)
         if self.is_frozen:  # others note lookups when backward brings their gradients
             self.unique_rows(rows_N, True, counts_N)
-            self.frozen_lookups.update(table_index_K.tolist())
+            lookups = self.captured.frozen_lookups if self.is_deferred and is_capturing() else self.frozen_lookups
+            lookups.update(table_index_K.tolist())
         return rows_N
+
+    def begin_step(self) -> None:
+        """Raise what an earlier step has found on the device, and tell the device which step runs; waits for nothing.
+
+        `lookup` calls it, where its step is not being captured to be replayed; before a replay see `begin_replay`.
+        """
+        self.watch.raise_found()
+        self.raise_lost()
+        self.watch.begin_step(self.clock)
+
+    def begin_replay(self) -> None:
+        """`begin_step` for a step that a graph has captured, with room for all its ids, were they all new.
+
+        Raises TableFullError where there is no memory for them.
+        """
+        self.begin_step()
+        self._count_ticks(self.captured.ticks)
+        for splits_K1, tables_K in self.captured.lookups:
+            with self._naming_tables():
+                self.index.prepare(splits_K1, tables_K, self.rows.pool)
+
+    def end_replay(self) -> None:
+        """Have the device tell, once it comes to it, how many rows the step has taken."""
+        if self.captured.lookups:
+            self.index.follow()
+
+    @contextmanager
+    def _naming_tables(self) -> Iterator[None]:
+        """Errors of an index, which knows no names, with those of its tables."""
+        try:
+            yield
+        except MemoryError as error:
+            raise TableFullError(f"tables {', '.join(table.name for table in self.tables[:5])}: {error}") from error
+
+    def raise_lost(self, wait: bool = False) -> None:
+        """TableFullError where ids were found to have got no row on the device; with ``wait``, by all calls so far."""
+        if not self.rows.is_ahead:
+            return
+        lost_T = self.index.lost(wait)
+        new_T = lost_T - self._lost_T
+        if new_T.any():
+            self._lost_T, number = lost_T, int(new_T.argmax())
+            raise TableFullError(
+                f"{self._describe_full(self.tables[number])} (by step {self.clock - 1} {int(new_T[number]):,} "
+                "occurrences of ids had found no row)"
+            )
 
     def _lookup_through_gate(
         self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, counts_N: Tensor | None
@@ -227,13 +305,21 @@ class TableGroup:
         if len(admitted):
             before = [len(table) for table in self.tables]
             admitted_ids, where = unknown_ids_M[admitted_M].to(self.device), admitted.to(self.device)
-            rows_N[where] = self.insert(admitted_ids, torch.searchsorted(admitted, splits_K1), table_index_K)
+            rows_N[where] = self._insert(admitted_ids, torch.searchsorted(admitted, splits_K1), table_index_K)
             self.events[:, ADMITTED] += [len(table) - count for table, count in zip(self.tables, before, strict=True)]
         return rows_N
 
     def insert(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> Tensor:
-        """`lookup` that gives every new id a row, whatever the admission of its table says."""
-        inserted = self.index.find_or_insert(ids_N, splits_K1, table_index_K, self.rows.pool)
+        """`lookup` that gives every new id a row, whatever the admission of its table says; waits until it is sure."""
+        rows_N = self._insert(ids_N, splits_K1, table_index_K)
+        self.raise_lost(wait=True)
+        return rows_N
+
+    def _insert(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> Tensor:
+        if self.is_deferred and is_capturing():
+            self.captured.lookups.append((splits_K1, table_index_K))
+        with self._naming_tables():
+            inserted = self.index.find_or_insert(ids_N, splits_K1, table_index_K, self.rows.pool)
         if len(inserted.new_rows):
             arrays = self.weight, self.state, self.meta, inserted.new_rows, self.granule_table
             initialize(*arrays, self._first_values)
@@ -250,6 +336,15 @@ class TableGroup:
             return torch.zeros(len(self), dtype=torch.int64)
         steps_T = torch.tensor([table.step for table in self.tables])
         return mix64(torch.from_numpy(self._first_values.keys.view(np.int64)) + steps_T)
+
+    def set_numbers_of_step(self, hyper_TH: Tensor) -> None:
+        """Keep what `row_update` needs of this step: hyper-parameters, float64 [T, H] on the CPU, and noise keys."""
+        numbers = to_device(hyper_TH, self.device), to_device(self.noise_keys, self.device)
+        if self.numbers_of_step is None or not self.is_deferred:
+            self.numbers_of_step = numbers
+            return
+        for kept, new in zip(self.numbers_of_step, numbers, strict=True):
+            kept.copy_(new)  # in their place, where a captured graph reads them
 
     def evict(self, now: float | None = None) -> dict[str, int]:
         """Forget the ids that the tables' evictions name after this step: how many, for each table that forgot some.
@@ -344,12 +439,26 @@ class TableGroup:
         ``record`` notes in the rows that a training step has looked them up, each value ``counts_N`` times, or once.
         See `triton_ops.group_by_row`.
         """
-        if self._tick == LAST_TICK:
+        if not self.is_deferred:
+            self._count_ticks(1)
+            step = self.clock if record else None
+            return group_by_row(rows_N, self.meta, self.granule_table, self._tick, step, counts_N)
+        # On the device, where a graph that is replayed has a tick of its own each time.
+        if is_capturing():
+            self.captured.ticks += 1
+        else:
+            self._count_ticks(1)
+        self._tick_1.add_(1)
+        arrays = rows_N, self.meta, self.granule_table, self._tick_1
+        return group_by_row(*arrays, self.watch.step if record else None, counts_N)
+
+    def _count_ticks(self, count: int) -> None:
+        """Have so many ticks pass; all begin anew where they would be too many."""
+        if self._tick + count > LAST_TICK:
             self.rows.clear_stamps()
+            self._tick_1.zero_()
             self._tick = 0
-        self._tick += 1
-        step = self.clock if record else None
-        return group_by_row(rows_N, self.meta, self.granule_table, self._tick, step, counts_N)
+        self._tick += count
 
     @property
     def clock(self) -> int:

@@ -14,6 +14,8 @@ from triton_ops.row_layout import ID
 
 def make_index(tables: int, rows: RowStore) -> Any:
     """The index of a group's tables, for rows of ``rows``."""
+    if rows.is_ahead:
+        return Index(tables, None, rows.meta.device)
     index = Index(tables, rows.slots.numpy())
     return HostIndex(index, rows.meta) if isinstance(rows.meta, Blocks) else index
 

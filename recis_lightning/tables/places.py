@@ -88,6 +88,11 @@ def lies_in_blocks(device: torch.device) -> bool:
     return device.type != "cpu" or dispatch.choose("index", device) == "triton"
 
 
+def lies_on_device(meta: Tensor | Blocks) -> bool:
+    """Whether an index of rows with these records lies where they are: where that has kernels for it."""
+    return isinstance(meta, Blocks) and dispatch.choose("index", meta.device) == "triton"
+
+
 def find_place(
     tables: int, weight: Column, state: Column, max_rows: int | None, device: torch.device | None = None
 ) -> Place:
@@ -125,9 +130,10 @@ def _make_blocks(tables: int, weight: Column, state: Column, max_rows: int | Non
     columns = weight, state, (RECORD, torch.int64)
     arrays = [Blocks(capacity, width, dtype, block_rows, device) for width, dtype in columns]
     with torch.inference_mode(False):
-        granule_table = torch.zeros(capacity // GRANULE + FILLED_AHEAD, dtype=torch.int32, device=device)
+        granules = -(-len(arrays[0]) // GRANULE)
+        granule_table = torch.zeros(granules + FILLED_AHEAD, dtype=torch.int32, device=device)
     slots = reserve((SLOTS_PER_ROW * capacity + 2 * GRANULE * tables, 2), torch.int64)
-    return Blocked(arrays[0], arrays[1], arrays[2], granule_table[: capacity // GRANULE], slots, capacity)
+    return Blocked(arrays[0], arrays[1], arrays[2], granule_table[:granules], slots, capacity)
 
 
 def _round_up(rows: int) -> int:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from recis_lightning.tables.memory import reserve
-from recis_lightning.tables.places import FILLED_AHEAD, MOST_ROWS, NoMemory, find_place
+from recis_lightning.tables.places import FILLED_AHEAD, MOST_ROWS, NoMemory, find_place, lies_on_device
 from triton_ops.blocks import Blocks
-from triton_ops.index import RowPool
+from triton_ops.index import DevicePool, RowPool
 from triton_ops.index.layout import END, NEXT, NO_ROW
 from triton_ops.row_layout import GRANULE, ID, LAST_STEP, NOBODYS, STAMP, UNTRAINED
 
@@ -72,7 +72,15 @@ class RowStore:
         self.granule_table, self.slots = self._place.granule_table, self._place.slots
         self.refused: NoMemory | None = None
         """Why the last table that asked for rows got none, where it was for want of memory."""
-        self.pool = RowPool(RowPool.empty_cursors(tables), self._row_ids(), self._refill)
+        self._cursors = RowPool.empty_cursors(tables)
+        self.is_ahead = lies_on_device(self.meta)
+        """Whether new ids get their rows on the device, from those that `supply` has given out before."""
+        self.pool: Any = (
+            DevicePool(self.meta, self.supply, DEFAULT_ROW)
+            if self.is_ahead
+            else RowPool(self._cursors, self._row_ids(), self._refill)
+        )
+        """Gives an index the rows of new ids."""
         self._blocks = [_Blocks() for _ in range(tables)]
         self._limits = [MOST_ROWS if limit is None else limit for limit in limits or [None] * tables]
         self._end = GRANULE  # rows behind this one belong to nobody
@@ -116,9 +124,22 @@ class RowStore:
             self._mark(self._end, self._end + size, table)
             self._end += size
         begin, end = blocks.bounds[blocks.used]
-        self.pool.cursors[table, NEXT], self.pool.cursors[table, END] = begin, min(end, begin + left)
+        self._cursors[table, NEXT], self._cursors[table, END] = begin, min(end, begin + left)
         blocks.used += 1
         return True
+
+    def supply(self, table: int, rows: int) -> list[tuple[int, int]]:
+        """Runs of so many rows or more that are a table's from now on; fewer at its limit, or without room for more."""
+        runs: list[tuple[int, int]] = []
+        while rows > 0 and self._refill(table):
+            begin, end = self._cursors[table, [NEXT, END]].tolist()
+            self._cursors[table, NEXT] = end
+            if runs and runs[-1][1] == begin:
+                runs[-1] = runs[-1][0], end
+            else:
+                runs.append((begin, end))
+            rows -= end - begin
+        return runs
 
     def _mark(self, begin: int, end: int, table: int) -> None:
         """Say whose the granules of these rows are, and that those behind are nobody's yet."""
@@ -130,7 +151,11 @@ class RowStore:
 
     def clear(self, table: int) -> None:
         """Take all rows of a table back; it keeps its blocks and starts anew with the first."""
-        self.pool.cursors[table] = 0, 0, NO_ROW
+        if self.is_ahead:  # its index has them, and does so
+            for piece in self.handed_out(table):
+                self.meta[piece, LAST_STEP] = NOBODYS
+            return
+        self._cursors[table] = 0, 0, NO_ROW
         self._blocks[table].used = 0
 
     def read_state(self, rows_N: Tensor, columns: slice) -> Tensor:
@@ -144,7 +169,10 @@ class RowStore:
         self.meta[rows_N, LAST_STEP] = NOBODYS
 
     def handed_out(self, table: int, most: int = 1 << 18) -> Iterator[slice]:
-        """The rows a table has given to ids so far, in pieces; those whose ids are erased since are among them."""
+        """The rows a table has given to ids so far, in pieces; those whose ids are erased since are among them.
+
+        Where rows are supplied ahead, those that wait for ids are too; LAST_STEP of all of them is NOBODYS.
+        """
         blocks, joined = self._blocks[table], list[tuple[int, int]]()
         for begin, end in blocks.bounds[: blocks.used]:
             if joined and joined[-1][1] == begin:
@@ -152,7 +180,7 @@ class RowStore:
             else:
                 joined.append((begin, end))
         if joined:
-            joined[-1] = joined[-1][0], int(self.pool.cursors[table, NEXT])
+            joined[-1] = joined[-1][0], int(self._cursors[table, NEXT])
         for begin, end in joined:
             yield from (slice(first, min(first + most, end)) for first in range(begin, end, most))
 
@@ -164,16 +192,19 @@ class RowStore:
         """Of a table that holds so many ids: rows owned, rows erased and waiting for new ids, bytes of those owned."""
         blocks = self._blocks[table]
         handed_out = min(blocks.handed_out, self._limits[table])
-        fresh = int(self.pool.cursors[table, END] - self.pool.cursors[table, NEXT])
+        fresh = int(self._cursors[table, END] - self._cursors[table, NEXT])
         bytes_per_row = sum(array.shape[1] * array.dtype.itemsize for array in (self.weight, self.state, self.meta))
-        return {"rows": blocks.rows, "erased_rows": handed_out - fresh - ids, "row_bytes": blocks.rows * bytes_per_row}
+        found = {"rows": blocks.rows, "row_bytes": blocks.rows * bytes_per_row}
+        # Of rows that are supplied ahead the index knows which were erased.
+        return found if self.is_ahead else found | {"erased_rows": handed_out - fresh - ids}
 
     def snapshot(self) -> dict[str, Any]:
         """All it holds, as copies that end where its rows end."""
         arrays = {name: array[: self._end].to("cpu", copy=True) for name, array in self._arrays()}
         arrays["granule_table"] = self.granule_table[: self._end // GRANULE].to("cpu", copy=True)
         blocks = [(list(blocks.bounds), blocks.used) for blocks in self._blocks]
-        pool = {"cursors": self.pool.cursors.copy(), "row_ids": self.pool.row_ids[: self._end].copy()}
+        row_ids = None if self.is_ahead else self.pool.row_ids[: self._end].copy()
+        pool = {"cursors": self._cursors.copy(), "row_ids": row_ids}
         return {"arrays": arrays, "blocks": blocks, "end": self._end, **pool}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -190,8 +221,9 @@ class RowStore:
         own.copy_(snapshot["arrays"]["granule_table"])
         self._blocks = [_Blocks(list(bounds), used) for bounds, used in snapshot["blocks"]]
         self._end = snapshot["end"]
-        self.pool.cursors[:] = snapshot["cursors"]
-        self.pool.row_ids[: self._end] = snapshot["row_ids"]
+        self._cursors[:] = snapshot["cursors"]
+        if not self.is_ahead:
+            self.pool.row_ids[: self._end] = snapshot["row_ids"]
 
     def _arrays(self) -> Iterator[tuple[str, Tensor | Blocks]]:
         return iter((("weight", self.weight), ("state", self.state), ("meta", self.meta)))

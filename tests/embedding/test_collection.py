@@ -13,13 +13,14 @@ from recis_lightning.embedding import EmbeddingCollection
 from recis_lightning.optim import SparseOptimizer
 from recis_lightning.ragged import Ragged, stack_features
 from recis_lightning.schema import Schema
+from tests.tables.blocks import ON_ALL, choose_implementation
 
 UNIFORM = {"kind": "uniform", "low": -0.5, "high": 0.5}
 
 
-@pytest.fixture(params=["reference", "cpu"], autouse=True)
+@pytest.fixture(params=ON_ALL, autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TRITON_OPS", request.param)
+    choose_implementation(request.param, monkeypatch)
     return request.param
 
 

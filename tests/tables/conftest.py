@@ -2,13 +2,10 @@
 
 import pytest
 
-from recis_lightning.tables import places
+from tests.tables.blocks import ON_ALL, choose_implementation
 
 
-@pytest.fixture(params=["reference", "cpu", "blocks"], autouse=True)
+@pytest.fixture(params=ON_ALL, autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "blocks":  # as on a GPU, where a table grows by a block now and then
-        monkeypatch.setattr(places, "lies_in_blocks", lambda device: True)
-        monkeypatch.setattr(places, "BLOCK_ROWS", 128)
-    monkeypatch.setenv("TRITON_OPS", "reference" if request.param == "blocks" else request.param)
+    choose_implementation(request.param, monkeypatch)
     return request.param

@@ -60,8 +60,9 @@ def test_triton_on_the_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch
         dispatch.choose("everywhere", CPU)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert dispatch.choose("everywhere", CPU) == "triton"
+    assert dispatch.choose("fast", CPU) == "cpu", "what has no Triton kernel runs as ever beside those that have"
     with pytest.raises(dispatch.UnsupportedDeviceError, match="no Triton kernel"):
-        dispatch.choose("fast", CPU)
+        dispatch.choose("fast", CUDA)
 
 
 def test_unknown_override_and_unknown_op_say_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from triton_ops.gather_pool import reference
 from triton_ops.gather_pool.pooled_grad import PooledGrad
 from triton_ops.gather_pool.reference import read_dtype
 from triton_ops.places import Rows
+from triton_ops.transfer import to_device
 
 POOLINGS = ("sum", "mean", "sqrtn")
 
@@ -101,16 +102,20 @@ class JoinedOffsets(NamedTuple):
     """Where each feature's values begin, and where the last one's end: K + 1."""
     misfit: int | None
     """The first feature whose offsets do not rise from 0 to its number of values; then ``offsets`` is of no use."""
+    misfits: Tensor | None = None
+    """Off the CPU, where a look would wait for the device: bool [K], which features' do not, and ``misfit`` is None."""
 
 
 def join_offsets(offsets: Sequence[Tensor], values: Sequence[int]) -> JoinedOffsets:
     """Offsets [0, 2, 2] and [0, 1] of features with 2 and 1 values -> [0, 2, 2, 2, 3], offset_splits [0, 3, 5].
 
-    Between two features they make a bag without values, whose sum nobody reads. Each is int64 and on the CPU.
+    Between two features they make a bag without values, whose sum nobody reads. Each is int64, all on one device.
     """
     offset_splits, splits = [0, *accumulate(map(len, offsets))], [0, *accumulate(values)]
     joined = torch.cat([*offsets])
     implementation = choose("gather_pool", joined.device)
+    if (joined.device.type != "cpu" or implementation == "triton") and 0 not in map(len, offsets):
+        return JoinedOffsets(*_shift_on_device(joined, offset_splits, splits))
     arguments = joined, torch.tensor(offset_splits), torch.tensor(splits)
     if implementation == "reference":
         misfit = reference.shift_offsets(*arguments)
@@ -121,18 +126,75 @@ def join_offsets(offsets: Sequence[Tensor], values: Sequence[int]) -> JoinedOffs
     return JoinedOffsets(joined, offset_splits, splits, None if misfit < 0 else misfit)
 
 
-def pool_coefficients(offsets_B1: Tensor, pooling: str, weights_N: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _shift_on_device(
+    joined: Tensor, offset_splits: list[int], splits: list[int]
+) -> tuple[Tensor, list[int], list[int], None, Tensor]:
+    """`join_offsets` that waits for nothing: which offsets do not fit stays on the device."""
+    bounds = torch.tensor([offset_splits[:-1], [end - 1 for end in offset_splits[1:]], splits[:-1], splits[1:]])
+    first_K, last_K, begin_K, end_K = to_device(bounds, joined.device).unbind()
+    feature_E = torch.repeat_interleave(
+        torch.arange(len(first_K), device=joined.device), last_K - first_K + 1, output_size=len(joined)
+    )
+    shifted = joined + begin_K[feature_E]
+    # Offsets that fit never fall from one feature to the next: it begins where the last one ends.
+    falls_K = torch.zeros_like(first_K).index_add_(0, feature_E[1:], (shifted[1:] < shifted[:-1]).long())
+    misfits_K = (shifted[first_K] != begin_K) | (shifted[last_K] != end_K) | (falls_K > 0)
+    # Where they do not fit, all values are the last row's: nobody may read beyond those of the feature.
+    joined = torch.where(misfits_K[feature_E], begin_K[feature_E], shifted).index_copy_(0, last_K, end_K)
+    return joined, offset_splits, splits, None, misfits_K
+
+
+def join_coefficients(
+    joined: JoinedOffsets, poolings: Sequence[str], weights: Sequence[Tensor | None], dtype: torch.dtype
+) -> Tensor | None:
+    """`pool_coefficients` of the first features of several, one behind the other, by calls that serve all of them.
+
+    Sums may differ by their order. None where all values count 1.
+    """
+    kinds = [POOLINGS.index(pooling) for pooling in poolings]
+    if not any(kinds) and all(each is None for each in weights):
+        return None
+    values, end = joined.splits[len(kinds)], joined.offset_splits[len(kinds)]
+    device = joined.offsets.device
+    ones_M = torch.ones(values, dtype=dtype, device=device)
+    weight_M = ones_M
+    if any(each is not None for each in weights):
+        ones = ones_M.split([stop - start for start, stop in _spans(joined.splits[: len(kinds) + 1])])
+        weight_M = torch.cat([one if given is None else given for one, given in zip(ones, weights, strict=True)])
+        weight_M = weight_M.to(dtype)
+    # Between two features lies a bag without values.
+    sizes_E = joined.offsets[:end].diff()
+    lengths = torch.tensor([[stop - start for start, stop in _spans(joined.offset_splits[: len(kinds) + 1])], kinds])
+    lengths_K, kind_K = to_device(lengths, device).unbind()
+    kind_E = torch.repeat_interleave(kind_K, lengths_K, output_size=end)[:-1]
+    bag_M = torch.repeat_interleave(torch.arange(end - 1, device=device), sizes_E, output_size=values)
+    kind_M = kind_E[bag_M]
+    terms_M = torch.where(kind_M == POOLINGS.index("sqrtn"), weight_M * weight_M, weight_M)
+    total_E = torch.segment_reduce(terms_M, "sum", lengths=sizes_E, unsafe=True, initial=0)
+    total_E = torch.where(kind_E == POOLINGS.index("sqrtn"), total_E.sqrt(), total_E)
+    divisor_M = torch.where(kind_M == POOLINGS.index("sum"), 1, total_E[bag_M])
+    return torch.where(divisor_M == 0, 0, weight_M / divisor_M)
+
+
+def _spans(splits: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(splits, splits[1:], strict=False))
+
+
+def pool_coefficients(
+    offsets_B1: Tensor, pooling: str, weights_N: Tensor | None, dtype: torch.dtype, values: int | None = None
+) -> Tensor | None:
     """What each value counts in its bag: mean of bags with offsets [0, 2, 2, 3] -> [0.5, 0.5, 1]; None for all 1.
 
     With weights w, sum counts w, mean w / sum(w), sqrtn w / sqrt(sum(w^2)); without, all w are 1. A bag whose weights
-    sum up to 0 counts nothing. ``offsets_B1`` is int64, ``weights_N`` floating or None. Returns [N] of ``dtype``.
+    sum up to 0 counts nothing. ``offsets_B1`` is int64, ``weights_N`` floating or None. ``values`` is N, where it is
+    known: to look it up waits for the device. Returns [N] of ``dtype``.
     Raises ValueError for another pooling.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"there is no pooling '{pooling}'; there are: {', '.join(POOLINGS)}")
     if pooling == "sum":
         return None if weights_N is None else weights_N.to(dtype)
-    bag_N = reference.bag_of_value(offsets_B1, None if weights_N is None else weights_N.shape[0])
+    bag_N = reference.bag_of_value(offsets_B1, values if weights_N is None else weights_N.shape[0])
     if weights_N is None:
         total_B = offsets_B1.diff().to(dtype)
         weights = torch.ones((), dtype=dtype, device=offsets_B1.device)

@@ -277,6 +277,8 @@ class Batch(Mapping[str, Tensor | Ragged]):
     layout: Mapping[str, Part | RaggedParts]
     size: int
     token: Mapping[str, Any] = field(default_factory=dict)
+    arrival: Any = field(default=None, repr=False)
+    """The event behind the copy that brings the buffer to a GPU, while nobody has waited for it; else None."""
     _typed: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
     _offsets: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 
@@ -14,6 +15,7 @@ from recis_lightning.data.check import find_mismatches
 from recis_lightning.data.checksums import Checks, Verify
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.days import Day, split_days
+from recis_lightning.data.delivery import receive
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.kept import KeptRows, find_unknown
 from recis_lightning.data.loader import OrcLoader, default_read_threads
@@ -23,6 +25,7 @@ from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.data.row_filter import RowFilter, apply_filter
 from recis_lightning.data.stream import Skips
 from recis_lightning.data.tokens import find_tokenizer_problems
+from recis_lightning.ragged import Batch
 from recis_lightning.schema import Schema
 
 log = logging.getLogger(__name__)
@@ -328,6 +331,7 @@ class OrcDataModule(LightningDataModule):
             day=None if day is None else day.name,
             skip_limit=self._skip_limit if training else None,
             on_skips=self._log_skips if training else lambda skips: None,
+            device=None if self._names(source) else self._device(),  # a mix is joined on the CPU
             **(epochs or {}),
         )
         if day is not None and source in self._day_loaders:
@@ -338,6 +342,17 @@ class OrcDataModule(LightningDataModule):
             self._day_loaders[source] = loader
         self._loaders.append(loader)
         return loader
+
+    def _device(self) -> torch.device:
+        """Where the Trainer trains."""
+        trainer: Any = self.trainer
+        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A batch that is on its way to the GPU is waited for by what is launched next, and by nobody else."""
+        if isinstance(batch, Batch):
+            return receive(batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _log_skips(self, skips: Skips) -> None:
         """Say at the end of an epoch, in the log and to the loggers, what was left out."""

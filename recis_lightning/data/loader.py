@@ -6,8 +6,11 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from recis_lightning.data.checksums import Checks
 from recis_lightning.data.columns import Selection
+from recis_lightning.data.delivery import Delivery
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.packing import BatchPacker
@@ -54,6 +57,7 @@ class OrcLoader:
         on_skips: Callable[[Skips], None] = lambda skips: None,
         first_epoch: Callable[[], int] = lambda: 0,
         epoch_limit: Callable[[], float] = lambda: math.inf,
+        device: torch.device | None = None,
     ) -> None:
         """``prefetch_bytes`` bounds what is read ahead: windows, batches, and stripes kept for a second use. Corrupt
         stripes are an error, or left out where ``skip_limit`` says how many at
@@ -62,6 +66,8 @@ class OrcLoader:
 
         ``first_epoch`` numbers the first epoch where no state does, ``epoch_limit`` says how many of its batches are
         used; both are asked when an iteration starts.
+
+        Where ``device`` is a GPU, batches come on their way there: `delivery.receive` them before they are read.
         """
         self.manifest, self.selection, self.order = manifest, selection, order
         self._streams = order.streams_of(rank, world_size)
@@ -87,8 +93,10 @@ class OrcLoader:
         self._contents = manifest.contents if len(manifest.files) <= FILES_IN_STATE else None
         if manifest.row_filter is not None:
             self._identity["filter"] = str(manifest.row_filter)
+        is_sent = device is not None and device.type == "cuda"
+        self._delivery = Delivery(device) if is_sent and device is not None else None
         # Kept from epoch to epoch, with the memory they use again.
-        self._windows, self._packer = WindowPacker(manifest, selection), BatchPacker(selection)
+        self._windows, self._packer = WindowPacker(manifest, selection), BatchPacker(selection, is_sent)
         self._first_epoch, self._epoch_limit = first_epoch, epoch_limit
         self._next_epoch: int | None = None
         self._resume: tuple[int, int] | None = None
@@ -145,6 +153,7 @@ class OrcLoader:
             self._prefetch,
             self._prefetch_bytes,
             self.skips,
+            self._delivery,
         )
 
     def _file_columns(self) -> list[str]:

@@ -48,3 +48,10 @@ class BufferPool:
         if self._free:
             self._free.popleft()
         return None
+
+
+class PinnedBuffers:
+    """As `BufferPool`, of pinned memory: torch keeps it for later, and not before copies from it are over."""
+
+    def take(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)

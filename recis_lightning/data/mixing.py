@@ -12,6 +12,7 @@ order.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -153,7 +154,7 @@ class ChainedLoader:
     def __iter__(self) -> Iterator[Batch]:
         for name, loader in self.loaders.items():
             for batch in loader:
-                yield Batch(batch.buffer, batch.layout, batch.size, {**batch.token, SOURCE_ROWS: {name: batch.size}})
+                yield replace(batch, token={**batch.token, SOURCE_ROWS: {name: batch.size}})
 
     def close(self) -> None:
         """End the threads of all sources."""

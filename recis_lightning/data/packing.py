@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from recis_lightning.data.columns import Selection, levels_of
-from recis_lightning.data.memory import BufferPool
+from recis_lightning.data.memory import BufferPool, PinnedBuffers
 from recis_lightning.data.window import Block
 from recis_lightning.ragged import ALIGNMENT, Batch, Part, RaggedParts
 from recis_lightning.schema import Column
@@ -63,9 +63,10 @@ def _without_gaps(span: Span) -> Span:
 class BatchPacker:
     """Packs spans of blocks of one selection of columns into batches."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, pinned: bool = False) -> None:
+        """``pinned`` asks for batches in memory that a GPU can copy from by itself."""
         self.selection = selection
-        self._pool = BufferPool()
+        self._pool: BufferPool | PinnedBuffers = PinnedBuffers() if pinned else BufferPool()
         self._key = b"", b"", b""
         self._last_singles: _Singles | None = None
         self._last_plan: _Plan | None = None

@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
 from recis_lightning.data.checksums import CorruptStripe
+from recis_lightning.data.delivery import Delivery
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.packing import BatchPacker, Span
 from recis_lightning.data.plan import EpochPlan, Piece, Window
@@ -122,7 +123,9 @@ class Pipeline:
         prefetch: int,
         prefetch_bytes: int,
         skips: Skips | None = None,
+        delivery: Delivery | None = None,
     ) -> None:
+        self._delivery = delivery
         self._skips, self._prefetch_bytes = skips, prefetch_bytes
         self._stripes, self._windows, self._packer = stripes, windows, packer
         self._plan, self._streams = plan, streams
@@ -149,7 +152,7 @@ class Pipeline:
     def _run(self) -> None:
         try:
             for batch in self._pack():
-                self._batches.put(batch)
+                self._batches.put(batch if self._delivery is None else self._delivery.send(batch))
             self._batches.end()
         except (Cancelled, CancelledError):
             pass

@@ -33,17 +33,20 @@ def _devices() -> list[str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     lines = [f"{cores} CPU cores for this process, torch computes on {torch.get_num_threads()} threads"]
     if not torch.cuda.is_available():
-        return [*lines, "no GPU that torch can use"]
+        return [*lines, "no GPU that torch can use: tables train on the CPU (accelerator: cpu, any number of ranks)"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         lines.append(f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    return [*lines, "tables train on the CPU only as yet: accelerator: cpu"]
+    return [
+        *lines,
+        "tables train on one of them (accelerator: gpu), or on the CPU (accelerator: cpu, any number of ranks)",
+    ]
 
 
 def _kernels() -> list[str]:
     """Ops that run the same way for the same reason share a line."""
-    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for choice in dispatch.explain(devices):
+    for choice in dispatch.explain(("cpu", "cuda")):
         groups[choice.device, choice.implementation or "none", choice.reason].append(choice.op)
-    return [f"{device}: {', '.join(ops)}: {what} ({reason})" for (device, what, reason), ops in groups.items()]
+    names = {"cpu": "cpu", "cuda": "gpu" if torch.cuda.is_available() else "gpu, if there were one"}
+    return [f"{names[device]}: {', '.join(ops)}: {what} ({reason})" for (device, what, reason), ops in groups.items()]

@@ -41,6 +41,7 @@ from recis_lightning.training.day_table import DayTable
 from recis_lightning.training.factories import describe, restore
 from recis_lightning.training.files import CheckpointError
 from recis_lightning.training.objectives import (
+    TargetChecks,
     TaskMetrics,
     check_logits,
     check_targets,
@@ -106,6 +107,7 @@ class RecModule(LightningModule):
         self._compiled: tuple[CompiledFeatures, Compiled] | None = None
         self._rows = 1
         self._stop = SaveOnInterrupt()
+        self._targets = TargetChecks()
         self._callbacks = [CommitLoader(), EvictIds(), TableStatistics(), Throughput(), RunRecord(), DayTable()]
         self._callbacks.append(self._stop)
         if schema.towers:
@@ -156,7 +158,7 @@ class RecModule(LightningModule):
         targets = {}
         for task in self.schema.tasks:
             label_B, weight_B = targets_of(task, batch)
-            check_targets(task, label_B, weight_B)
+            self._targets.check(task, label_B, weight_B)
             targets[task.name] = label_B, weight_B
         weights = self._weights_of_ranks([weight_B for _, weight_B in targets.values()])
         logits = self(batch)
@@ -177,7 +179,7 @@ class RecModule(LightningModule):
         Ranks also tell each other with it whether one of them has been asked to stop.
         """
         own = torch.stack([weight_B.double().sum() for weight_B in weights])
-        route, requested = self.embedding.route, own.new_tensor([self._stop.requested])
+        route, requested = self.embedding.route, own.new_full((1,), float(self._stop.requested))
         sums = route.sum(torch.cat([own, requested]))
         self._stop.agreed = sums[-1]
         return sums[:-1].to(own.device) / route.world_size

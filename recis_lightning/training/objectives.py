@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from recis_lightning.metrics import AUC, Calibration, LogLoss, NormalizedEntropy
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Task
+from recis_lightning.tables.watch import Watch
 
 
 def dense_column(batch: Mapping[str, Tensor | Ragged], name: str) -> Tensor:
@@ -92,6 +93,43 @@ def check_targets(task: Task, label_B: Tensor, weight_B: Tensor) -> None:
             f"task '{task.name}': column '{task.sample_weight}' holds weights down to {float(weight_B.min()):g}; "
             "need at least 0"
         )
+
+
+class TargetChecks:
+    """`check_targets` for training: on the CPU at once, on a GPU once it has told, since nobody waits for it."""
+
+    def __init__(self) -> None:
+        self._watch: Watch | None = None
+        self._step = 0
+
+    def check(self, task: Task, label_B: Tensor, weight_B: Tensor) -> None:
+        """ValueError as `check_targets`; on a GPU of an earlier batch, by its number among those checked."""
+        if label_B.device.type == "cpu":
+            check_targets(task, label_B, weight_B)
+        elif len(label_B):
+            self.check_later(task, label_B, weight_B)
+
+    def check_later(self, task: Task, label_B: Tensor, weight_B: Tensor) -> None:
+        """Note what is wrong, and raise what was noted before and has arrived."""
+        if self._watch is None or self._watch.device != label_B.device:
+            self._watch = Watch(label_B.device)
+        self._watch.raise_found()
+        self._step += 1
+        self._watch.begin_step(self._step)
+        low, high = label_B.aminmax()
+        is_off = ~((low >= 0) & (high <= 1)) if task.loss == "bce" else ~(low.isfinite() & high.isfinite())
+        is_negative = ~(weight_B.min() >= 0)
+
+        def explain(number: int, step: int, _: int) -> ValueError:
+            if number:
+                found = f"column '{task.sample_weight}' of batch {step} holds weights below 0, need at least 0"
+            elif task.loss == "bce":
+                found = f"labels in column '{task.label}' of batch {step} are not all from 0 to 1, as loss bce needs"
+            else:
+                found = f"column '{task.label}' of batch {step} holds labels that are no finite numbers"
+            return ValueError(f"task '{task.name}': {found}; the batch was trained on, go back to a checkpoint before")
+
+        self._watch.note(f"targets of {task.name}", torch.stack([is_off, is_negative]), explain)
 
 
 OF_LOSS: dict[str, Callable[[], dict[str, nn.Module]]] = {

@@ -4,8 +4,8 @@
 
 Each rank holds the rows of a range of virtual shards, and the others fetch them (see `embedding.exchange`). The dense
 part is trained as under DDP, which it subclasses; tables are neither parameters nor buffers, so that nothing of
-Lightning or DDP copies, moves or overwrites them. Tables exist on CPUs as yet; another accelerator is refused when the
-Trainer is made.
+Lightning or DDP copies or overwrites them. They lie where the Trainer trains: on CPUs, any number of ranks, or on one
+GPU; anything else is refused when the Trainer is made.
 """
 
 import inspect
@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -76,8 +76,8 @@ class ShardedStrategy(DDPStrategy):
 
     Ranks are processes: ``devices`` times ``num_nodes`` of the Trainer, which starts them, or those that torchrun or
     SLURM have started. Both parts are saved as one directory (see `training.checkpoint`), whose rows come back on any
-    number of ranks. Other options are those of `DDPStrategy`. Raises MisconfigurationException for a device that is no
-    CPU.
+    number of ranks, and on any device. Other options are those of `DDPStrategy`. Raises MisconfigurationException for
+    several GPUs, and for a device that is neither CPU nor GPU.
     """
 
     strategy_name = "recis_sharded"
@@ -140,10 +140,15 @@ class ShardedStrategy(DDPStrategy):
 
     def _refuse_other_places(self) -> None:
         devices = {device.type for device in self.parallel_devices or ()}
-        if devices - {"cpu"}:
+        if devices - {"cpu", "cuda"}:
             raise MisconfigurationException(
-                f"recis_sharded: tables exist on CPUs only as yet, the accelerator is {', '.join(sorted(devices))}; "
+                f"recis_sharded: tables exist on CPUs and GPUs, the accelerator is {', '.join(sorted(devices))}; "
                 "write Trainer(accelerator='cpu', devices=1), in a recipe trainer: {accelerator: cpu, devices: 1}"
+            )
+        if "cuda" in devices and self._processes > 1:
+            raise MisconfigurationException(
+                f"recis_sharded: tables are shared among CPUs only as yet, and {self._processes} GPUs are asked for; "
+                "write Trainer(accelerator='gpu', devices=1), in a recipe trainer: {accelerator: gpu, devices: 1}"
             )
 
     def _refuse_other_numbers(self) -> None:
@@ -239,7 +244,10 @@ class ShardedStrategy(DDPStrategy):
         return None
 
     def teardown(self) -> None:
-        super().teardown()
+        embedding: Any = getattr(self.lightning_module, "embedding", None)
+        # The host takes its module back to the CPU after every stage; tables of a GPU may not even fit there.
+        with embedding.staying() if embedding is not None else nullcontext():
+            super().teardown()
         self._units = []
         if self._owns_process_group:
             dist.destroy_process_group()

@@ -34,6 +34,8 @@ def test_doctor_shows_versions_devices_and_the_kernels_that_run(
     assert "CPU cores for this process" in shown
     assert "index" in shown.partition("kernels")[2]
     assert "Numba" in shown
+    assert "tables train on" in shown
+    assert "gather_pool" in shown.partition("\n  gpu")[2], "what would run on a GPU is told without one, too"
     monkeypatch.setenv("TRITON_OPS", "reference")
     cli.main(["doctor"])
     assert "TRITON_OPS=reference" in capsys.readouterr().out

@@ -81,8 +81,15 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any],
 
 
 def test_other_accelerators_are_refused() -> None:
-    strategy = ShardedStrategy(parallel_devices=[torch.device("cuda", 0)])
-    with pytest.raises(MisconfigurationException, match=r"the accelerator is cuda; write Trainer\(accelerator='cpu'"):
+    strategy = ShardedStrategy(parallel_devices=[torch.device("mps")])
+    with pytest.raises(MisconfigurationException, match=r"the accelerator is mps; write Trainer\(accelerator='cpu'"):
+        strategy._configure_launcher()
+
+
+def test_one_gpu_is_taken_and_several_are_refused() -> None:
+    ShardedStrategy(parallel_devices=[torch.device("cuda", 0)])._configure_launcher()
+    strategy = ShardedStrategy(parallel_devices=[torch.device("cuda", 0), torch.device("cuda", 1)])
+    with pytest.raises(MisconfigurationException, match=r"2 GPUs are asked for; write Trainer\(accelerator='gpu', dev"):
         strategy._configure_launcher()
 
 

@@ -43,6 +43,13 @@ format: install
 bench: install
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
+# With the Python that has torch for the GPU: nothing is installed, nothing is fetched.
+bench-gpu:
+	$(PYTHON) -m tests.benchmarks.gpu
+
+gpu-report:
+	$(PYTHON) -m tests.benchmarks.gpu_report
+
 rivals:
 	PYTHON=$(PYTHON) bash tests/benchmarks/rivals/make_environments.sh $(RIVALS)
 

@@ -33,6 +33,8 @@ def look_up(
     lookups: Sequence["GroupLookup"], inputs: Mapping[str, Tensor | Ragged], route: Route, anchor: Tensor, insert: bool
 ) -> Iterator[tuple[str, Tensor | Ragged]]:
     """The output of each feature of all groups, by name; ``anchor`` is a leaf that autograd enters by."""
+    for lookup in lookups:
+        lookup.group.begin_step()
     calls = [lookup.prepare(inputs) for lookup in lookups]
     fetched = route.fetch([call.request() for call in calls], insert)
     step = _Step(route, calls, fetched, insert)

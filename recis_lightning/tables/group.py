@@ -224,8 +224,6 @@ class TableGroup:
         table_index_K = table_index_K.to(torch.int64)
         if not insert:
             return self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
-        if self.is_deferred and not is_capturing():
-            self.begin_step()
         if self.gate.is_open:
             rows_N = self._insert(ids_N, splits_K1, table_index_K)
         else:
@@ -239,8 +237,11 @@ class TableGroup:
     def begin_step(self) -> None:
         """Raise what an earlier step has found on the device, and tell the device which step runs; waits for nothing.
 
-        `lookup` calls it, where its step is not being captured to be replayed; before a replay see `begin_replay`.
+        To be called before a step's lookups, as `EmbeddingCollection` does. Does nothing on the CPU, and while a step
+        is captured: see `begin_replay`.
         """
+        if not self.is_deferred or is_capturing():
+            return
         self.watch.raise_found()
         self.raise_lost()
         self.watch.begin_step(self.clock)
@@ -278,7 +279,7 @@ class TableGroup:
         if new_T.any():
             self._lost_T, number = lost_T, int(new_T.argmax())
             raise TableFullError(
-                f"{self._describe_full(self.tables[number])} (by step {self.clock - 1} {int(new_T[number]):,} "
+                f"{self._describe_full(self.tables[number])} (by step {max(self.clock - 1, 1)} {int(new_T[number]):,} "
                 "occurrences of ids had found no row)"
             )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recis_lightning.features import FeatureEngine
 from recis_lightning.ragged import Ragged
+from recis_lightning.tables.watch import Watch
 
 Inputs = Mapping[str, Tensor | Ragged]
 
@@ -59,15 +60,35 @@ class CompiledFeatures(Compiled):
     """A feature engine compiled; values that its transforms have no result for are refused as ever.
 
     A graph can't stop at a value: it gives the first row that each look refuses, and where there is one the engine
-    itself looks again, and raises its error.
+    itself looks again, and raises its error. On a GPU nobody waits for that: a later batch raises it, and names the
+    number of this one.
     """
 
     def __init__(self, engine: FeatureEngine, backend: str = "inductor") -> None:
         super().__init__(engine.graph, backend)
         self.engine = engine
+        self._watch: Watch | None = None
+        self._batches = 0
 
     def __call__(self, inputs: Inputs) -> Any:
         entries = dict(inputs)
         features, misfits = super().__call__(entries)
         rows = len(next(iter(entries.values())))
+        if misfits.device.type != "cpu":
+            self.look_later(misfits, rows)
+            return features
         return self.engine(entries) if bool((misfits < rows).any()) else features
+
+    def look_later(self, misfits_C: Tensor, rows: int) -> None:
+        """Note which look refuses a row (below ``rows``), and raise what was noted before and has arrived."""
+        if self._watch is None or self._watch.device != misfits_C.device:
+            self._watch = Watch(misfits_C.device)
+        self._watch.raise_found()
+        self._batches += 1
+        self._watch.begin_step(self._batches)
+        if len(misfits_C):
+            self._watch.note("features", misfits_C < rows, self._explain, misfits_C)
+
+    def _explain(self, look: int, batch: int, row: int) -> ValueError:
+        where, need = self.engine.looks[look]
+        return ValueError(f"{where}, row {row} of batch {batch}: need {need}")

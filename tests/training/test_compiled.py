@@ -1,5 +1,6 @@
 """torch.compile with the backends eager and aot_eager: the graphs are torch's own, and no C++ compiler is needed."""
 
+import re
 from functools import partial
 
 import pytest
@@ -146,3 +147,15 @@ def test_a_compiled_module_trains_saves_and_loads_as_another_does(tmp_path):
     make_trainer(tmp_path, max_epochs=1).fit(plain, MemoryLoader())
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value, msg=name)
+
+
+def test_value_that_a_graph_refuses_on_a_gpu_is_told_with_a_later_batch():
+    compiled = make_compiled("eager")._compile()[0]
+    rows = 4
+    compiled.look_later(torch.tensor([rows] * len(compiled.engine.looks)), rows)
+    compiled.look_later(torch.tensor([2, *[rows] * (len(compiled.engine.looks) - 1)]), rows)
+    where, need = compiled.engine.looks[0]
+    with pytest.raises(ValueError, match=f"row 2 of batch 2: need {re.escape(need)}") as error:
+        compiled.look_later(torch.tensor([rows] * len(compiled.engine.looks)), rows)
+    assert where in str(error.value)
+    compiled.look_later(torch.tensor([rows] * len(compiled.engine.looks)), rows)

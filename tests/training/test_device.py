@@ -5,12 +5,27 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
-from recis_lightning.tables import TableGroup
+from recis_lightning.ragged import Ragged
+from recis_lightning.schema import Schema
+from recis_lightning.tables import TableFullError, TableGroup
 from recis_lightning.training import RecModule
 from tests.tables.blocks import choose_implementation
-from tests.training.helpers import ListLoader, Losses, MemoryLoader, everything, make_batch, make_module, make_trainer
+from tests.training.helpers import (
+    ListLoader,
+    Losses,
+    MemoryLoader,
+    everything,
+    make_batch,
+    make_module,
+    make_schema,
+    make_trainer,
+)
 from triton_ops.blocks import Blocks
+
+# Dynamo looks at .grad of what goes into a graph, and hides the warning by other means than pytest sees.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 ON_DEVICE = ["blocks", "triton"]
 
@@ -123,3 +138,40 @@ def test_gradient_that_is_not_finite_is_told_by_the_next_step_and_updates_no_row
     module.embedding(module.features(batch))["user"].sum().backward()
     optimizer.sparse.step()
     assert not torch.equal(module.tables["user"].export().weight, before["user"])
+
+
+@pytest.mark.parametrize("where", ON_DEVICE)
+def test_network_is_one_graph_beside_tables_of_a_device(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_implementation(where, monkeypatch)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled, plain = make_module(compile="eager"), make_module()
+    for seed in range(2):
+        batch = make_batch(8, seed=seed)
+        logits = [module.eval()(batch)["ctr"] for module in (compiled, plain)]
+        torch.testing.assert_close(*logits)
+    assert not counters["graph_break"]
+    torch._dynamo.reset()
+
+
+def test_offsets_that_do_not_fit_and_full_tables_are_told_by_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_implementation("triton", monkeypatch)
+    module = make_module()
+    inputs = module.features(make_batch(4))
+    items = inputs["items"]
+    assert isinstance(items, Ragged)
+    module.embedding({**inputs, "items": Ragged(items.values, items.offsets + 1)})
+    with pytest.raises(
+        ValueError, match=r"feature 'items' \(table 'item'\): at step 1 its offsets did not rise from 0"
+    ):
+        module.embedding(inputs)
+    module.embedding(inputs)
+    schema = make_schema().to_dict()
+    schema["tables"][0]["capacity"] = 4
+    small = make_module(Schema.from_dict(schema))
+    name = schema["tables"][0]["name"]
+    many = small.features(make_batch(30, ids=10_000))
+    small.embedding(many)
+    with pytest.raises(TableFullError, match=rf"table '{name}' is full.*\(by step 1 \d+ occurrences of ids had found"):
+        small.embedding(many)
+    assert len(small.tables[name]) == 4

@@ -10,6 +10,7 @@ from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Task
 from recis_lightning.training.objectives import (
     MeanLoss,
+    TargetChecks,
     TaskMetrics,
     check_logits,
     check_targets,
@@ -153,3 +154,25 @@ def test_a_loss_that_is_no_number_is_seen() -> None:
     assert mean.compute()[0].item() == 1
     mean.update(torch.tensor(NAN), torch.tensor(1.0))
     assert math.isnan(mean.compute()[0].item())
+
+
+@pytest.mark.parametrize(
+    ("loss", "label", "weight", "message"),
+    [
+        ("bce", [0.0, 1.5], [1.0, 1.0], "labels in column 'label' of batch 2 are not all from 0 to 1"),
+        ("bce", [0.0, NAN], [1.0, 1.0], "labels in column 'label' of batch 2 are not all from 0 to 1"),
+        ("mse", [0.0, math.inf], [1.0, 1.0], "column 'label' of batch 2 holds labels that are no finite numbers"),
+        ("mse", [0.0, 7.0], [1.0, -1.0], "column 'weight' of batch 2 holds weights below 0"),
+    ],
+)
+def test_targets_that_mean_nothing_are_told_with_a_later_batch_where_nobody_waits(
+    loss: str, label: list[float], weight: list[float], message: str
+) -> None:
+    weighted = task(loss=loss, sample_weight="weight")
+    good, bad = torch.tensor([0.0, 1.0]), (torch.tensor(label), torch.tensor(weight))
+    checks = TargetChecks()
+    checks.check_later(weighted, good, good)
+    checks.check_later(weighted, *bad)
+    with pytest.raises(ValueError, match=message):
+        checks.check_later(weighted, good, good)
+    checks.check_later(weighted, good, good)

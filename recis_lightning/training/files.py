@@ -175,6 +175,7 @@ class DirectoryReader:
         if self._fs.isdir(root):
             raise CheckpointError(
                 f"checkpoint '{self.path}' has no {MANIFEST}: writing or removing it was interrupted; use another one"
+                f"{self._whole_ones_beside(root)}"
             )
         if self._fs.exists(root):
             raise CheckpointError(
@@ -185,6 +186,14 @@ class DirectoryReader:
             if self._fs.exists(posixpath.join(other, MANIFEST)):
                 return other
         raise CheckpointError(f"there is no checkpoint '{self.path}'")
+
+    def _whole_ones_beside(self, root: str) -> str:
+        """The other checkpoints of the folder, the newest first: ": step=20.ckpt, step=10.ckpt"."""
+        places = self._fs.ls(posixpath.dirname(root), detail=False)
+        manifests = [posixpath.join(place.rstrip("/"), MANIFEST) for place in places]
+        newest = sorted(filter(self._fs.exists, manifests), key=self._fs.modified, reverse=True)[:3]
+        names = [posixpath.basename(posixpath.dirname(manifest)) for manifest in newest]
+        return f": {', '.join(names)}" if names else ""
 
     def _read_manifest(self) -> dict[str, Any]:
         data = self._fs.cat_file(posixpath.join(self._root, MANIFEST))

@@ -299,7 +299,8 @@ class RecModule(LightningModule):
     def fsdp_modules(self) -> list[nn.Module]:
         """What FSDP2 cuts over the ranks, innermost first: the modules that together hold all trained parameters.
 
-        Each comes together as a whole when it is called. Override it to name parts of a large network, its layers.
+        Each comes together as a whole when it is called. Override it to name parts of a large network, its layers; but
+        none of a tower, which calls its layers as often as the texts of a rank need, where ranks wait for each other.
         """
         return [*self.towers, self.network]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from recis_lightning.training.files import (
+    ASIDE,
     CheckpointError,
     DirectoryReader,
     DirectoryWriter,
@@ -136,6 +137,19 @@ def test_a_directory_without_manifest_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "x.ckpt" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no manifest.json: writing or removing it was interrupted"):
         DirectoryReader(str(tmp_path / "x.ckpt"))
+
+
+@pytest.mark.parametrize("root", ["{tmp}", "memory://torn"])
+def test_whole_checkpoints_beside_a_torn_one_are_named_the_newest_first(root: str, tmp_path: Path) -> None:
+    folder = root.format(tmp=tmp_path)
+    for name in ("step=10.ckpt", "step=20.ckpt"):
+        write(f"{folder}/{name}")
+    torn = DirectoryWriter(f"{folder}/step=30.ckpt")
+    torn.begin()
+    torn.add("dense.safetensors", DENSE)
+    path = f"{folder}/step=30.ckpt" + (ASIDE if root == "{tmp}" else "")  # where nothing is renamed it has its name
+    with pytest.raises(CheckpointError, match="was interrupted; use another one: step=20.ckpt, step=10.ckpt$"):
+        DirectoryReader(path)
 
 
 @pytest.mark.parametrize(

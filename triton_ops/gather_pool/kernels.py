@@ -39,7 +39,7 @@ GRADS, BAG_STEP, FEATURE_STEP, OFFSETS, FEATURES, BAGS, COEFFICIENTS = map(tl.co
 PART = tl.constexpr(8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("bags",))
 def pool_bags(out, offsets, sources, coefficients, partials, pointers, features, bags, DTYPE: tl.constexpr,
               SUM: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, ALIGN: tl.constexpr, LONG: tl.constexpr,
               UNROLL: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
@@ -71,7 +71,7 @@ def _long_bag(offsets, bounds, value, LONG: tl.constexpr, PROBES: tl.constexpr):
     return tl.where(is_long, begin, 0), tl.where(is_long, end, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("bags",))
 def sum_chunks(partials, offsets, sources, coefficients, pointers, features, bags, DTYPE: tl.constexpr,
                SUM: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, ALIGN: tl.constexpr, LONG: tl.constexpr,
                PROBES: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
@@ -96,7 +96,7 @@ def sum_chunks(partials, offsets, sources, coefficients, pointers, features, bag
             tl.store(partials + (2 * chunk + piece) * WIDTH + columns, total, mask=is_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("bags",))
 def join_chunks(partials, offsets, features, bags, SUM: tl.constexpr, WIDTH: tl.constexpr, LONG: tl.constexpr,
                 PROBES: tl.constexpr, TILE: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     """Add all pieces of the long bag that begins in a chunk to the first of them."""
@@ -117,7 +117,7 @@ def join_chunks(partials, offsets, features, bags, SUM: tl.constexpr, WIDTH: tl.
         tl.store(target, total, mask=is_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def rank_values(inverse, counts, ranks, count, BLOCK: tl.constexpr):
     """Count each unique row's values in counts[unique row + 1]; a value's rank among them is how many came before."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -129,7 +129,7 @@ def rank_values(inverse, counts, ranks, count, BLOCK: tl.constexpr):
         tl.store(ranks + i, rank, mask=is_value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count", "part_count"))
 def place_values(parts, part_count, inverse, starts, ranks, sources, coefficients, count, SUM: tl.constexpr,
                  BLOCK: tl.constexpr):  # fmt: skip
     """Write, sorted by unique row, where each value's gradient lies and what it counts.

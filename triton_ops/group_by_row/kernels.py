@@ -36,7 +36,7 @@ def _load_records(rows, meta, granule_table, count, WIDTH: tl.constexpr, SHIFT: 
     return i, row, record, is_trained
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def mark_firsts(rows, meta, granule_table, tick, count, WIDTH: tl.constexpr, SHIFT: tl.constexpr, ALIGN: tl.constexpr,
                 BLOCK: tl.constexpr):  # fmt: skip
     """Stamp each row with the place of its first value."""
@@ -47,7 +47,7 @@ def mark_firsts(rows, meta, granule_table, tick, count, WIDTH: tl.constexpr, SHI
     tl.atomic_max(record + STAMP, stamp, mask=wins, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def flag_firsts(rows, meta, granule_table, tick, step, counts, firsts, count, WIDTH: tl.constexpr,
                 SHIFT: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Write which values are a row's first; given a step, record it and how often each row appears."""
@@ -65,7 +65,7 @@ def flag_firsts(rows, meta, granule_table, tick, step, counts, firsts, count, WI
         tl.atomic_add(record + COUNT, times, mask=is_trained, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def number_rows(rows, meta, granule_table, ranks, unique, inverse, count, WIDTH: tl.constexpr, SHIFT: tl.constexpr,
                 ALIGN: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Write unique rows, -1 behind the last, and each value's place among them; ``ranks`` count first values."""

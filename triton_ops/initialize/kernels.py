@@ -60,7 +60,7 @@ def _nearest(number, DTYPE: tl.constexpr):
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def initialize_rows(weight, state, meta, rows, granule_table, kinds, keys, parameters, first_states, count,
                     DTYPE: tl.constexpr, WIDTH: tl.constexpr, SHIFT: tl.constexpr, ALIGN: tl.constexpr,
                     STATE_DTYPE: tl.constexpr, STATE_WIDTH: tl.constexpr, STATE_SHIFT: tl.constexpr,

@@ -148,7 +148,7 @@ def _load_grads(u, is_row, mask, grads, offsets, coefficients, partials, columns
     return grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def find_infinite(found, rows, grads, offsets, coefficients, partials, count, SUM: tl.constexpr, WIDTH: tl.constexpr,
                   GRADS_ALIGN: tl.constexpr, LONG: tl.constexpr, UNROLL: tl.constexpr, TILES: tl.constexpr,
                   TILE: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
@@ -168,7 +168,7 @@ def find_infinite(found, rows, grads, offsets, coefficients, partials, count, SU
                 tl.atomic_min(found, first, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def update_rows(weight, state, meta, rows, grads, offsets, coefficients, partials, granule_table, hyper, keys, skip,
                 count, RULE: tl.constexpr, SUM: tl.constexpr, DTYPE: tl.constexpr, WIDTH: tl.constexpr,
                 SHIFT: tl.constexpr, ALIGN: tl.constexpr, STATE_DTYPE: tl.constexpr, STATE_WIDTH: tl.constexpr,

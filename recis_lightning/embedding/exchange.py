@@ -193,8 +193,10 @@ class Exchange:
             return
         is_trained = torch.zeros(len(rows.group), dtype=torch.bool)
         is_trained[list(pending.tables)] = True
-        grads_UD = torch.zeros_like(rows.weight, dtype=pending.grads.dtype)
-        grads_UD.index_copy_(0, pending.rows, pending.grads)
+        found_UD = pending.summed(rows.group.buffers).grads
+        assert isinstance(found_UD, Tensor)
+        grads_UD = torch.zeros_like(rows.weight, dtype=found_UD.dtype)
+        grads_UD.index_copy_(0, pending.rows, found_UD)
         pieces = zip(sections_of_ranks, rows.counts.split(rows.sent), grads_UD.split(rows.sent), strict=True)
         for (to_tables, to_counts, *to_grads), counts, grads in pieces:
             to_tables.copy_(is_trained)

@@ -18,6 +18,7 @@ from recis_lightning.schema import Feature
 from recis_lightning.tables import PendingGrad, TableGroup
 from recis_lightning.tables.pending import add_by_row
 from triton_ops.gather_pool import (
+    GradSums,
     JoinedOffsets,
     PooledGrad,
     gather_pool,
@@ -25,7 +26,6 @@ from triton_ops.gather_pool import (
     join_coefficients,
     join_offsets,
     pool_coefficients,
-    pool_grads,
 )
 
 
@@ -282,6 +282,8 @@ def _sum_by_row(call: _Call, fetched: Fetched, grads: Sequence[Tensor | None], r
     parts = [
         PooledGrad(grad, call.offsets_of(first, end), call.coefficients_of(first, end)) for first, end, grad in found
     ]
-    grads_UD = pool_grads(parts, inverse_N, group.buffers.take((len(rows_U), group.dim), group.layout.read_dtype))
     counts_U = add_by_row(torch.ones_like(inverse_N), inverse_N, len(rows_U)) if group.averages else None
-    return PendingGrad(rows_U, grads_UD, frozenset(call.lookup.tables[feature] for feature in used), counts_U)
+    tables = frozenset(call.lookup.tables[feature] for feature in used)
+    pending = PendingGrad(rows_U, GradSums(parts, inverse_N), tables, counts_U)
+    # On a device the optimizer sums them up on its way, and there is no [N, D] of what N ids may have touched.
+    return pending if group.is_deferred else pending.summed(group.buffers)

@@ -11,7 +11,7 @@ from recis_lightning.schema import Schedule
 from recis_lightning.schema import SparseOptimizer as Declaration
 from recis_lightning.tables import DynamicTable, PendingGrad, TableGroup
 from triton_ops.row_layout import GRANULE, ID
-from triton_ops.row_update import hyper_row, row_update
+from triton_ops.row_update import first_infinite, hyper_row, row_update
 from triton_ops.transfer import is_capturing
 
 # Schedulers that cycle momentum, and callbacks that log it, ask every group for these if they find them in one.
@@ -72,10 +72,11 @@ class SparseOptimizer:
         waiting = [
             (group, settings, pending)
             for group, settings in zip(self.groups, self._settings_of_tables, strict=True)
-            if (pending := group.coalesce()) is not None
+            if (pending := group.coalesce(summed=False)) is not None
         ]
-        for group, settings, pending in _without_infinite(waiting):
-            _update(group, settings, pending)
+        skip = _find_infinite(waiting)
+        for group, settings, pending in waiting:
+            _update(group, settings, pending, skip)
             group.pending.clear()
         for group in self.groups:
             for number in group.frozen_lookups:
@@ -99,6 +100,7 @@ class SparseOptimizer:
         grads = []
         for group in self.groups:
             if (pending := group.coalesce()) is not None:
+                assert isinstance(pending.grads, Tensor)
                 if group.is_deferred:  # behind the last row there is what was there before
                     pending.grads.masked_fill_((pending.rows < 0)[:, None], 0)
                 grads.append(pending.grads)
@@ -152,15 +154,17 @@ def _param_group(table: DynamicTable) -> dict[str, Any]:
     return {"name": f"sparse/{table.optimizer.kind}", "params": []} | _FOR_SCHEDULERS | declared
 
 
-def _update(group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], pending: PendingGrad) -> None:
-    """Step the rows of one group, each by the settings of its table."""
+def _update(
+    group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], pending: PendingGrad, skip: Tensor | None
+) -> None:
+    """Step the rows of one group, each by the settings of its table; none where ``skip`` is not 0."""
     if is_capturing():
         group.captured.updates = (settings_of_tables, pending.tables)
     else:
         advance(group, settings_of_tables, pending.tables)
     arrays = group.weight, group.state, group.meta, pending.rows, pending.grads, group.granule_table
     assert group.numbers_of_step is not None
-    row_update(group.layout.rule, *arrays, *group.numbers_of_step)
+    row_update(group.layout.rule, *arrays, *group.numbers_of_step, skip if group.is_deferred else None)
 
 
 def advance(group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], tables: Iterable[int]) -> None:
@@ -181,29 +185,22 @@ def advance(group: TableGroup, settings_of_tables: Sequence[dict[str, Any]], tab
 Waiting = Sequence[tuple[TableGroup, Sequence[dict[str, Any]], PendingGrad]]
 
 
-def _without_infinite(waiting: Waiting) -> Waiting:
-    """What waits, once it is known to be finite; on a device that nobody waits for, no rows where it is not."""
+def _find_infinite(waiting: Waiting) -> Tensor | None:
+    """Raise where gradients are infinite; where nobody waits for the device, give how many groups have such."""
     broken = [_note_infinite(group, pending) for group, _, pending in waiting if group.is_deferred]
     for group, _, pending in waiting:
         if not group.is_deferred:
             check_finite(group, pending)
-    if not broken:
-        return waiting
-    is_broken = torch.stack(broken).any()
-    return [
-        (group, settings, pending._replace(rows=torch.where(is_broken, -1, pending.rows)))
-        for group, settings, pending in waiting
-    ]
+    return torch.cat(broken).sum(0, keepdim=True) if broken else None
 
 
 def _note_infinite(group: TableGroup, pending: PendingGrad) -> Tensor:
-    """Whether a gradient is infinite or not a number: a bool on the device, which `check_finite` would raise at."""
+    """Whether a gradient is infinite or not a number: bool [1] on the device, which `check_finite` would raise at."""
     if not len(pending.rows):
-        return torch.zeros((), dtype=torch.bool, device=group.device)
-    # Sums of float32 in float64 are finite where all of them are; what lies behind the last row is nobody's.
-    broken_U = (pending.rows >= 0) & ~pending.grads.sum(1, dtype=torch.float64).isfinite()
-    first_row = pending.rows.index_select(0, broken_U.long().argmax()[None])
-    is_broken = broken_U.any()
+        return torch.zeros(1, dtype=torch.bool, device=group.device)
+    place_1 = first_infinite(pending.rows, pending.grads)
+    is_broken_1 = place_1 < len(pending.rows)
+    row_1 = pending.rows.index_select(0, place_1.clamp(max=len(pending.rows) - 1))
 
     def explain(_: int, step: int, row: int) -> FloatingPointError:
         table = group[int(group.granule_table[row // GRANULE])]
@@ -213,12 +210,13 @@ def _note_infinite(group: TableGroup, pending: PendingGrad) -> Tensor:
             "clip gradients"
         )
 
-    group.watch.note("gradients", is_broken[None], explain, first_row)
-    return is_broken
+    group.watch.note("gradients", is_broken_1, explain, row_1)
+    return is_broken_1
 
 
 def check_finite(group: TableGroup, pending: PendingGrad) -> None:
     """Raise FloatingPointError, naming table and id, where a gradient is infinite or not a number."""
+    assert isinstance(pending.grads, Tensor)
     # One sum is half a percent of a step; it may overflow where no element is infinite, so it only raises suspicion.
     if bool(pending.grads.sum().isfinite()):
         return

@@ -474,6 +474,8 @@ class TableGroup:
         """
         counts_U = self._weights(sums)
         if counts_U is not None:
+            sums = sums.summed(self.buffers)
+            assert isinstance(sums.grads, Tensor)
             sums.grads.div_(counts_U[:, None])
         self.pending.append(sums._replace(counts=counts_U))
         if len(self.pending) == MOST_PENDING:
@@ -487,11 +489,16 @@ class TableGroup:
         is_mean_U = self._averages_T[self.granule_table[sums.rows // GRANULE].long()]
         return torch.where(is_mean_U, sums.counts, 1).to(sums.grads.dtype)
 
-    def coalesce(self) -> PendingGrad | None:
-        """All pending gradients as one, summed where they name the same row; None where there are none."""
+    def coalesce(self, summed: bool = True) -> PendingGrad | None:
+        """All pending gradients as one, summed where they name the same row; None where there are none.
+
+        Without ``summed`` those of a single lookup are left as they came: an update may sum them up itself.
+        """
         if len(self.pending) > 1:
             waiting, self.pending = self.pending, []
             self.leave(sum_by_row(waiting, self.unique_rows, self.buffers))
+        if summed:
+            self.pending = [pending.summed(self.buffers) for pending in self.pending]
         return self.pending[0] if self.pending else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -503,7 +510,7 @@ class TableGroup:
             "device": self.device,
             "rows": self.rows.snapshot(),
             "index": self.index.snapshot(),
-            "pending": [pending.clone() for pending in self.pending],
+            "pending": [pending.summed(self.buffers).clone() for pending in self.pending],
             "times": [list(table.times) for table in self.tables],
             "events": self.events.copy(),
             "gate": self.gate.snapshot(),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recis_lightning.tables.buffers import BufferPool
-from triton_ops.gather_pool import PooledGrad, pool_grads
+from triton_ops.gather_pool import GradSums, PooledGrad, pool_grads
 
 
 class PendingGrad(NamedTuple):
@@ -15,15 +15,24 @@ class PendingGrad(NamedTuple):
 
     rows: Tensor
     """int64 [U], each row once."""
-    grads: Tensor
-    """[U, D]."""
+    grads: Tensor | GradSums
+    """[U, D]; off the CPU not summed up yet, so that an update may do so itself and nobody writes them."""
     tables: frozenset[int]
     """The tables, by their number in the group, whose lookup left them: theirs is the step, rows or no rows."""
     counts: Tensor | None = None
     """[U]: of how many occurrences each row's is the sum; once a group keeps it, the mean. 1 in tables that take sums,
     None in groups of these alone."""
 
+    def summed(self, buffers: BufferPool) -> "PendingGrad":
+        """With gradients that are a tensor."""
+        if isinstance(self.grads, Tensor):
+            return self
+        grads_UD = buffers.take((len(self.rows), self.grads.width), self.grads.dtype)
+        return self._replace(grads=pool_grads(self.grads.parts, self.grads.inverse_N, grads_UD))
+
     def clone(self) -> "PendingGrad":
+        """A copy of what `summed` gives."""
+        assert isinstance(self.grads, Tensor)
         counts = None if self.counts is None else self.counts.clone()
         return PendingGrad(self.rows.clone(), self.grads.clone(), self.tables, counts)
 
@@ -35,14 +44,16 @@ def sum_by_row(
 
     Means become sums over all their occurrences, ``counts`` says how many.
     """
+    pending = [part.summed(buffers) for part in pending]
     rows_U, inverse_N = unique_rows(torch.cat([part.rows for part in pending]))
     parts, begin = [], 0
     for part in pending:
+        assert isinstance(part.grads, Tensor)
         end = begin + len(part.rows)
         offsets = torch.arange(begin, end + 1, device=inverse_N.device)
         parts.append(PooledGrad(part.grads[:, None], offsets[None], part.counts))
         begin = end
-    grads_UD = buffers.take((len(rows_U), pending[0].grads.shape[1]), pending[0].grads.dtype)
+    grads_UD = buffers.take((len(rows_U), parts[0].grads_BKD.shape[2]), pending[0].grads.dtype)
     tables = frozenset().union(*(part.tables for part in pending))
     return PendingGrad(rows_U, pool_grads(parts, inverse_N, grads_UD), tables, _sum_counts(pending, inverse_N, rows_U))
 

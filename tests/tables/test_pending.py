@@ -7,6 +7,7 @@ import torch
 from recis_lightning.schema import Table
 from recis_lightning.tables import PendingGrad, TableGroup
 from recis_lightning.tables.group import MOST_PENDING
+from triton_ops.gather_pool import GradSums, PooledGrad
 from triton_ops.group_by_row import LAST_TICK
 from triton_ops.row_layout import COUNT
 
@@ -45,6 +46,31 @@ def test_many_accumulated_gradients_take_the_memory_of_few() -> None:
     assert pending is not None
     assert dict(zip(pending.rows.tolist(), pending.grads[:, 0].tolist(), strict=True)) == {64: 50.0, 65: 50.0}
     assert pending.tables == {0, 1}
+
+
+def leave_bags(group: TableGroup, grad: float) -> None:
+    """As a lookup on a device does: rows 64 and 65, of bags [64, 65] and [64] with gradients ``grad`` and 1."""
+    bags = PooledGrad(torch.tensor([[[grad]], [[1.0]]]), torch.tensor([[0, 2, 3]]), None)
+    sums = GradSums([bags], torch.tensor([0, 1, 0]))
+    group.leave(PendingGrad(torch.tensor([64, 65]), sums, frozenset({0})))
+
+
+def test_gradients_of_bags_wait_until_somebody_asks_for_their_sums() -> None:
+    group = make_group()
+    leave_bags(group, 3.0)
+    pending = group.coalesce(summed=False)
+    assert pending is not None
+    assert isinstance(pending.grads, GradSums)
+    copied = copy.deepcopy(group).coalesce(summed=False)
+    summed = group.coalesce()
+    assert summed is not None
+    assert copied is not None
+    assert summed.grads.tolist() == copied.grads.tolist() == [[4.0], [3.0]]
+    assert group.coalesce(summed=False) is summed
+    leave_bags(group, 5.0)
+    accumulated = group.coalesce(summed=False)
+    assert accumulated is not None
+    assert accumulated.grads.tolist() == [[10.0], [8.0]]
 
 
 def test_nothing_pending_is_none() -> None:

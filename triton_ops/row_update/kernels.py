@@ -319,7 +319,7 @@ def _listed() -> Iterator[Configuration]:
         )
         if width == 128:
             summed = {"grads": "*i64", "offsets": "*i64", "coefficients": f"*{name}", "partials": f"*{name}"}
-            yield Configuration(update_rows, arrays | summed | {"skip": "*fp32"}, constants, _OPTIONS, True)
+            yield Configuration(update_rows, arrays | summed | {"skip": "*i64"}, constants, _OPTIONS, True)
     looked = {name: constants[name] for name in ("SUM", "WIDTH", "LONG", "UNROLL", *sizes)}
     lists = {"found": "*i64", "rows": "*i64", "count": "i32"}
     missing = dict.fromkeys(("offsets", "coefficients", "partials"))

@@ -39,10 +39,11 @@ from triton_ops.index.layout import SHARDS, DevicePool, Inserted
 from triton_ops.index.mirror import Mirror
 from triton_ops.index.numbering import Runs, find, launch_for_each, make_runs, number
 from triton_ops.index.reference import mix64, virtual_shard
-from triton_ops.index.segments import send
+from triton_ops.index.segments import copy, lasting, send
 from triton_ops.places import place_of
 from triton_ops.row_layout import GRANULE
 
+MOST_REPORTS = 8  # on their way; later ones tell all that earlier ones do
 MOST_RUNS = 64  # layouts of ids that are kept on the device
 
 
@@ -67,8 +68,8 @@ class DeviceIndex:
         self._device = device
         self._mirror = Mirror(tables, device)
         self._described = np.zeros((tables, TABLE_COLUMNS), dtype=np.int64)
-        self._tables = torch.zeros(self._described.shape, dtype=torch.int64, device=device)
-        self._counters = torch.zeros((tables, COUNTER_COLUMNS), dtype=torch.int64, device=device)
+        self._tables = lasting(self._described.shape, device)
+        self._counters = lasting((tables, COUNTER_COLUMNS), device)
         self._granules: dict[int, Tensor] = {}
         """Of each table int64: the numbers of its granules, in the order that their rows are handed out."""
         self._stacks: dict[int, Tensor] = {}
@@ -213,7 +214,7 @@ class DeviceIndex:
         new = np.concatenate([np.arange(begin // GRANULE, -(-end // GRANULE)) for begin, end in runs])
         used, kept = supply // GRANULE, self._granules.get(table)
         if kept is None or used + len(new) > len(kept):
-            grown = torch.zeros(max(2 * (used + len(new)), 16), dtype=torch.int64, device=self._device)
+            grown = lasting((max(2 * (used + len(new)), 16),), self._device)
             if kept is not None:
                 grown[:used] = kept[:used]
             self._granules[table] = grown
@@ -225,7 +226,7 @@ class DeviceIndex:
         for table in tables:
             stack, supply = self._stacks.get(table), int(self._described[table, SUPPLY])
             if stack is None or len(stack) < supply:
-                grown = torch.zeros(2 * supply, dtype=torch.int64, device=self._device)
+                grown = lasting((2 * supply,), self._device)
                 if stack is not None:
                     grown[: len(stack)] = stack
                 self._stacks[table] = grown
@@ -254,6 +255,7 @@ class DeviceIndex:
             event = torch.cuda.Event()
             event.record()
         self._reports.append(_Report(*arrays, self._submitted.copy(), self._calls, event))
+        del self._reports[:-MOST_REPORTS]
 
     def _take_reports(self, wait: bool = False) -> bool:
         """Learn from the last copy of the counters that has come; with ``wait``, from the last that was begun."""
@@ -336,7 +338,7 @@ class DeviceIndex:
         self._described[:, SUPPLY] = snapshot["supply"]
         for name, tensors in (("granules", self._granules), ("stacks", self._stacks)):
             tensors.clear()
-            tensors |= {table: tensor.to(self._device, copy=True) for table, tensor in snapshot[name].items()}
+            tensors |= {table: copy(tensor, self._device) for table, tensor in snapshot[name].items()}
         self._is_exhausted_T[:] = False
         self._note_growth()
         self._take_reports(wait=True)

@@ -96,9 +96,9 @@ def _locate(ids, places, shift, exists):
     entries = tl.where(is_special, tl.full([1], 1, tl.int64) << (63 - shift), entries)
     lines = _at(places + entries * 32)
     addresses = tl.load(lines, mask=exists, other=0)
-    masks = tl.load(lines + 1, mask=exists, other=0) >> 2
+    masks = (tl.load(lines + 1, mask=exists, other=0) >> 2).to(tl.int32)
     segments = tl.load(lines + 2, mask=exists, other=0)
-    return keys, addresses, segments, masks, mixed.to(tl.int64, bitcast=True) & masks
+    return keys, addresses, segments, masks, mixed.to(tl.int32) & masks
 
 
 @triton.jit
@@ -119,11 +119,11 @@ def _claim(keys, addresses, masks, buckets, wanted, idle, BLOCK: tl.constexpr):
     lane = tl.arange(0, 4)[None, :]
     spots = tl.zeros([BLOCK], tl.int64)
     cursors = tl.zeros([BLOCK], tl.int32)
-    passed = tl.zeros([BLOCK], tl.int64)
+    passed = tl.zeros([BLOCK], tl.int32)
     empty, never = tl.full([BLOCK], EMPTY, tl.int64), tl.full([BLOCK], NEVER, tl.int64)
     active = wanted
     while tl.max(active.to(tl.int32), axis=0) > 0:
-        lines = addresses + buckets * 64
+        lines = addresses + buckets.to(tl.int64) * 64
         found, _ = _load_buckets(lines, active, BLOCK, ".cg")
         hit = tl.max(tl.where(found == keys[:, None], lane, -1), axis=1)
         free = tl.min(tl.where((found == EMPTY) & (lane >= cursors[:, None]), lane, 4), axis=1)
@@ -136,7 +136,7 @@ def _claim(keys, addresses, masks, buckets, wanted, idle, BLOCK: tl.constexpr):
         spots = tl.where(done, lines + tl.where(hit >= 0, hit, free).to(tl.int64) * 16, spots)
         cursors = free + 1
         is_passed = cursors >= 4
-        passed += is_passed.to(tl.int64)
+        passed += is_passed.to(tl.int32)
         buckets = tl.where(is_passed, (buckets + 1) & masks, buckets)
         cursors = tl.where(is_passed, 0, cursors)
         active = active & (done == 0) & (passed <= masks)
@@ -159,10 +159,10 @@ def find(ids, rows, runs, run_count, tables, missing, lists, records, listed, ST
     places, shift = tl.load(table + PLACES), tl.load(table + SHIFT)
     keys, addresses, _, masks, buckets = _locate(each_id, places, shift, exists)
     found_rows = tl.full([BLOCK], EMPTY, tl.int64)
-    passed = tl.zeros([BLOCK], tl.int64)
+    passed = tl.zeros([BLOCK], tl.int32)
     active = exists
     while tl.max(active.to(tl.int32), axis=0) > 0:
-        found, held_rows = _load_buckets(addresses + buckets * 64, active, BLOCK, "")
+        found, held_rows = _load_buckets(addresses + buckets.to(tl.int64) * 64, active, BLOCK, "")
         hits = active[:, None] & (found == keys[:, None])
         found_rows = tl.maximum(found_rows, tl.max(tl.where(hits, held_rows, EMPTY), axis=1))
         ends = tl.max((hits | (found == EMPTY)).to(tl.int32), axis=1) > 0
@@ -194,6 +194,8 @@ def claim(ids, runs, run_count, tables, records, ends, blocks, positions, spots,
 
     As -2 - number, which is above EMPTY and below all rows; with ERASE as number - ERASING, of ids that have a row.
     """
+    if tl.program_id(0).to(tl.int64) * BLOCK >= tl.load(ends + blocks - 1):
+        return  # most programs, in most steps
     numbers = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     places, exists = _listed_places(numbers, ends, blocks, STEPS, BLOCK)
     record = tl.load(records + places, mask=exists, other=0)
@@ -250,6 +252,8 @@ def publish(ids, rows, runs, run_count, tables, counters, ends, blocks, position
 
     Where a table has no rows left, ids read ``lost_row``, are counted as LOST, and their slots become TOMB.
     """
+    if tl.program_id(0).to(tl.int64) * BLOCK >= tl.load(ends + blocks - 1):
+        return  # most programs, in most steps
     numbers = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = numbers < tl.load(ends + blocks - 1)
     record = tl.load(positions + numbers, mask=exists, other=0)
@@ -301,6 +305,8 @@ def publish(ids, rows, runs, run_count, tables, counters, ends, blocks, position
 @triton.jit(do_not_specialize=["run_count", "blocks"])
 def bury(ids, rows, runs, run_count, tables, counters, ends, blocks, positions, spots, sums, BLOCK: tl.constexpr):
     """Erase the listed ids, and put their rows on the stacks of their tables in order."""
+    if tl.program_id(0).to(tl.int64) * BLOCK >= tl.load(ends + blocks - 1):
+        return  # most programs, in most steps
     numbers = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = numbers < tl.load(ends + blocks - 1)
     number_up_to = tl.load(sums + numbers, mask=exists, other=0).to(tl.int64)
@@ -361,13 +367,13 @@ def move(jobs, held, BLOCK: tl.constexpr):
     is_there = slots < tl.load(job + OLD_SLOTS)
     keys, rows = tl.split(tl.load(pairs, mask=is_there[:, None], other=EMPTY))
     moves = is_there & (keys > TOMB) & (rows >= 0)
-    mixed = mix64(keys.to(tl.uint64, bitcast=True)).to(tl.int64, bitcast=True)
-    side = job + NEW + ((mixed >> tl.load(job + BIT)) & 1) * 3
+    mixed = mix64(keys.to(tl.uint64, bitcast=True))
+    side = job + NEW + ((mixed >> tl.load(job + BIT).to(tl.uint64)) & 1).to(tl.int64) * 3
     _add_to_segments(held, tl.load(side + 2, mask=moves, other=0), moves, BLOCK)
     addresses = tl.load(side, mask=moves, other=0)
-    masks = tl.load(side + 1, mask=moves, other=0) >> 2
+    masks = (tl.load(side + 1, mask=moves, other=0) >> 2).to(tl.int32)
     idle = tl.load(job + OLD) + tl.minimum(slots, tl.load(job + OLD_SLOTS) - 1) * 16
-    spots = _claim(keys, addresses, masks, mixed & masks, moves, idle, BLOCK)
+    spots = _claim(keys, addresses, masks, mixed.to(tl.int32) & masks, moves, idle, BLOCK)
     # Read again: kept in registers while slots are claimed, rows would not fit.
     rows = tl.load(_at(tl.load(job + OLD)) + slots * 2 + 1, mask=moves, other=0)
     tl.store(_at(spots) + 1, rows, mask=moves & (spots != 0))

@@ -17,7 +17,7 @@ from triton_ops.index import directory
 from triton_ops.index.device_layout import SPECIALS
 from triton_ops.index.directory import BEGIN, HELD, LIMIT, MASK, Directory
 from triton_ops.index.layout import SHARDS
-from triton_ops.index.segments import Segments, send
+from triton_ops.index.segments import Segments, copy, lasting, send
 
 SIDE_SEGMENT = 16  # slots for them, four times as many: erased ones serve again when a segment is rebuilt
 GROWN_AT_ONCE = 16  # segments past their limit: up to 64 MB to be moved between two steps
@@ -34,7 +34,7 @@ class Mirror:
         self._side_segments = np.zeros(tables, dtype=np.int32)
         self._places: dict[int, Tensor] = {}
         """Of each table int64 [E + 1, 4], as kernels.py says."""
-        self.held = torch.zeros((0, 2), dtype=torch.int64, device=device)
+        self.held = lasting((0, 2), device)
         """int64 [G, 2] on the device: slots of a segment that are not empty, and how many of them are erased."""
         self._erased_G = np.zeros(0, dtype=np.int64)
         for table in range(tables):
@@ -133,7 +133,7 @@ class Mirror:
         """Make the moves that wait, forget what ``emptied`` segments held, and tell the device where all are now."""
         count = len(self._directory.used)
         if count > len(self.held):
-            grown = torch.zeros((count, 2), dtype=torch.int64, device=self._device)
+            grown = lasting((count, 2), self._device)
             grown[: len(self.held)] = self.held
             self.held = grown
             self._erased_G = np.concatenate([self._erased_G, np.zeros(count - len(self._erased_G), np.int64)])
@@ -150,7 +150,7 @@ class Mirror:
         lines[-1, :2] = self._side_places[table].view(np.int64)
         lines[-1, 2] = self._side_segments[table]
         if table not in self._places or len(self._places[table]) != len(lines):
-            self._places[table] = torch.empty(lines.shape, dtype=torch.int64, device=self._device)
+            self._places[table] = lasting(lines.shape, self._device)
         send(lines, self._places[table])
 
     def _survey(self) -> None:
@@ -197,7 +197,7 @@ class Mirror:
         self._directory.relocate(now)
         for place in self._side_places:
             place[BEGIN] = now[int(place[BEGIN])]
-        self.held = snapshot["held"].to(self._device, copy=True)
+        self.held = copy(snapshot["held"], self._device)
         self._erased_G = np.zeros(len(self.held), dtype=np.int64)
         self.learn(self.held.cpu())
         self._apply(range(len(self._side_segments)))

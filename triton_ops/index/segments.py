@@ -19,6 +19,17 @@ def send(array: np.ndarray, target: Tensor) -> None:
     target.copy_(source.pin_memory() if target.device.type == "cuda" else source, non_blocking=True)
 
 
+def lasting(shape: tuple[int, ...], device: torch.device, fill: int = 0) -> Tensor:
+    """An int64 tensor that later calls write to: not one of inference mode, which they could not."""
+    with torch.inference_mode(False):
+        return torch.full(shape, fill, dtype=torch.int64, device=device)
+
+
+def copy(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that lasts."""
+    return lasting(tuple(tensor.shape), device).copy_(tensor)
+
+
 class Segments:
     """A tensor [slots, 2] for each segment. Moves are collected, and made together by `launch`."""
 
@@ -40,7 +51,7 @@ class Segments:
 
     def allocate(self, size: int) -> np.ndarray | None:
         try:
-            slots = torch.full((size, 2), EMPTY, dtype=torch.int64, device=self._device)
+            slots = lasting((size, 2), self._device, EMPTY)
         except torch.OutOfMemoryError:
             return None
         return self._add(slots)
@@ -84,4 +95,4 @@ class Segments:
     def restore(self, snapshot: dict[int, Tensor]) -> dict[int, int]:
         """Hold copies of a snapshot's segments; where each is now, by its address there."""
         self._tensors.clear()
-        return {old: int(self._add(slots.to(self._device, copy=True))[BEGIN]) for old, slots in snapshot.items()}
+        return {old: int(self._add(copy(slots, self._device))[BEGIN]) for old, slots in snapshot.items()}

@@ -53,7 +53,7 @@ def choose(table: "DynamicTable", policy: Eviction, step: int, now: float) -> Te
         return _unused_since(table, first_step_after(table.times, step, now, policy.seconds))
     if isinstance(policy, L2Norm):
         return _short(table, policy.below)
-    excess = len(table) - (table.declaration.capacity or 0)
+    excess = len(table) - (table.capacity or 0)
     if isinstance(policy, Score) and policy.below is not None:
         rows, scores = _scores(table, policy, step)
         return rows[scores < policy.below]
@@ -163,7 +163,7 @@ def _least_recent(count: int, table: "DynamicTable") -> Tensor:
     chosen = queue.take(count, lambda rows: _records(table, rows, LAST_STEP))
     if len(chosen) < count:
         rows = _rows(table)
-        ahead = min(len(rows), max(2 * count, (table.declaration.capacity or 0) // 4))
+        ahead = min(len(rows), max(2 * count, (table.capacity or 0) // 4))
         rows = _lowest(ahead, table, rows, _records(table, rows, LAST_STEP), ID)
         steps = _records(table, rows, LAST_STEP)
         order = _order(steps, _records(table, rows, ID))

@@ -4,6 +4,7 @@ N ids in a call, K runs of ids that belong to one table each, U rows, D row widt
 """
 
 import copy
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from recis_lightning.tables.table import ADMITTED, ERASED, EVICTED, REFUSED, Dyn
 from recis_lightning.tables.watch import Watch
 from triton_ops.blocks import Blocks
 from triton_ops.group_by_row import LAST_TICK, group_by_row
-from triton_ops.index import mix64
+from triton_ops.index import Inserted, mix64
 from triton_ops.initialize import FirstValue, FirstValues, initialize
 from triton_ops.row_layout import GRANULE, ID, LAST_STEP
 from triton_ops.transfer import is_capturing, to_device
@@ -101,7 +102,7 @@ class TableGroup:
         self.tables = tuple(DynamicTable(self, number, table) for number, table in enumerate(tables))
         self.state_slices = self.layout.state_slices
         """Where in a row's state each part of it lies, by name."""
-        limits = [_most_rows(table) for table in tables]
+        limits = [self.most_rows(table) for table in self.tables]
         weight, state = (self.dim, self.dtype), (self.layout.state_width, self.layout.state_dtype)
         self.rows = RowStore(len(tables), weight, state, max_rows, limits, device or torch.device("cpu"))
         self.index = make_index(len(tables), self.rows)
@@ -225,7 +226,7 @@ class TableGroup:
         if not insert:
             return self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
         if self.gate.is_open:
-            rows_N = self._insert(ids_N, splits_K1, table_index_K)
+            rows_N = self._insert(ids_N, splits_K1, table_index_K).rows
         else:
             rows_N = self._lookup_through_gate(ids_N, splits_K1, table_index_K, counts_N)
         if self.is_frozen:  # others note lookups when backward brings their gradients
@@ -306,29 +307,33 @@ class TableGroup:
         if len(admitted):
             before = [len(table) for table in self.tables]
             admitted_ids, where = unknown_ids_M[admitted_M].to(self.device), admitted.to(self.device)
-            rows_N[where] = self._insert(admitted_ids, torch.searchsorted(admitted, splits_K1), table_index_K)
+            rows_N[where] = self._insert(admitted_ids, torch.searchsorted(admitted, splits_K1), table_index_K).rows
             self.events[:, ADMITTED] += [len(table) - count for table, count in zip(self.tables, before, strict=True)]
         return rows_N
 
     def insert(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> Tensor:
         """`lookup` that gives every new id a row, whatever the admission of its table says; waits until it is sure."""
-        rows_N = self._insert(ids_N, splits_K1, table_index_K)
-        self.raise_lost(wait=True)
-        return rows_N
+        return self.place(ids_N, splits_K1, table_index_K).rows
 
-    def _insert(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> Tensor:
+    def place(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, fill: bool = True) -> Inserted:
+        """As `insert`, and which rows are new. Without ``fill`` these hold anything, and are about to be written."""
+        inserted = self._insert(ids_N, splits_K1, table_index_K, fill)
+        self.raise_lost(wait=True)
+        return inserted
+
+    def _insert(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, fill: bool = True) -> Inserted:
         if self.is_deferred and is_capturing():
             self.captured.lookups.append((splits_K1, table_index_K))
         with self._naming_tables():
             inserted = self.index.find_or_insert(ids_N, splits_K1, table_index_K, self.rows.pool)
-        if len(inserted.new_rows):
+        if len(inserted.new_rows) and (fill or self.is_deferred or inserted.full_table is not None):
             arrays = self.weight, self.state, self.meta, inserted.new_rows, self.granule_table
             initialize(*arrays, self._first_values)
             if self._evicts:
                 self.meta[inserted.new_rows, LAST_STEP] = self.clock  # not yet trained on, and yet not old
         if inserted.full_table is not None:
             raise TableFullError(self._describe_full(self.tables[inserted.full_table]))
-        return inserted.rows
+        return inserted
 
     @property
     def noise_keys(self) -> Tensor:
@@ -407,8 +412,24 @@ class TableGroup:
                 "step, or zero_grad first"
             )
 
+    @staticmethod
+    def most_rows(table: DynamicTable) -> int | None:
+        """The rows a table may have: its capacity, and as many again where an eviction will make room after the step.
+
+        A small table is lent more, so that the new ids of one step find room. Where others hold virtual shards of it
+        and nothing makes room, it may have what chance gives it more than its part: six standard deviations.
+        """
+        capacity = table.capacity
+        if capacity is None:
+            return None
+        if any(map(keeps_to_capacity, table.declaration.eviction)):
+            return capacity + max(capacity, LENT_ROWS)
+        whole = table.declaration.capacity
+        assert whole is not None
+        return min(whole, capacity + math.ceil(6 * math.sqrt(capacity * (1 - capacity / whole))))
+
     def _describe_full(self, table: DynamicTable) -> str:
-        capacity = table.declaration.capacity
+        capacity = table.capacity
         if capacity is not None and len(table) >= capacity:
             if any(map(keeps_to_capacity, table.declaration.eviction)):
                 return (
@@ -466,6 +487,13 @@ class TableGroup:
         """The number of the training step that runs, from 1 on: one more than any of its tables has completed."""
         return 1 + max(table.step for table in self.tables)
 
+    def pass_steps(self, steps: int) -> None:
+        """Tell the last steps of all rows so many later: where the clock goes on by them, ages stay as they are."""
+        for table in self.tables if steps > 0 else ():
+            _, rows = self.index.items(table.number)
+            self.meta[rows, LAST_STEP] += steps
+            table.oldest = Queue()
+
     def leave(self, sums: PendingGrad) -> None:
         """Keep gradients for the optimizer's next step, summing up earlier ones where many wait.
 
@@ -505,6 +533,7 @@ class TableGroup:
         return {
             "declarations": [table.declaration for table in self.tables],
             "steps": [table.step for table in self.tables],
+            "shards": [table.shards for table in self.tables],
             "seed": self.seed,
             "max_rows": self.max_rows,
             "device": self.device,
@@ -521,6 +550,8 @@ class TableGroup:
         TableGroup.__init__(self, state["declarations"], **like)
         for table, step in zip(self.tables, state["steps"], strict=True):
             table.step = step
+        for table, shards in zip(self.tables, state["shards"], strict=True):
+            table.own(*shards)
         self.rows.restore(state["rows"])
         self.rows.clear_stamps()
         self.index.restore(state["index"])
@@ -534,17 +565,6 @@ class TableGroup:
         copied = copy.copy(self)  # its state is a copy already
         memo[id(self)] = copied
         return copied
-
-
-def _most_rows(table: Table) -> int | None:
-    """The rows a table may have: its capacity, and as many again where an eviction will make room after the step.
-
-    A small table is lent more, so that the new ids of one step find room.
-    """
-    if table.capacity is None:
-        return None
-    is_kept = any(map(keeps_to_capacity, table.eviction))
-    return table.capacity + (max(table.capacity, LENT_ROWS) if is_kept else 0)
 
 
 def _first_value(table: Table, slices: Mapping[str, slice], seed: int) -> FirstValue:

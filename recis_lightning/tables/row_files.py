@@ -39,10 +39,12 @@ PART_BYTES = 256 << 20  # of rows in a file of a folder
 METADATA = "recis_lightning"  # the key of what a file says of its table, as JSON
 STEP = "table_step"
 
-_SAFETENSORS_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
 }  # fmt: skip
+"""What the format calls dtypes."""
+_NAMES_OF_DTYPES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 class TableFileError(ValueError):
@@ -168,7 +170,7 @@ class _SafetensorsWriter:
         for name, like in self._like.items():
             shape = [self._rows, *like.shape[1:]]
             begin, end = end, end + math.prod(shape) * like.itemsize
-            header[name] = {"dtype": _SAFETENSORS_DTYPES[like.dtype], "shape": shape, "data_offsets": [begin, end]}
+            header[name] = {"dtype": _NAMES_OF_DTYPES[like.dtype], "shape": shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with open(self._path, "wb") as out:

@@ -37,14 +37,29 @@ class _Blocks:
     bounds: list[tuple[int, int]] = field(default_factory=list)
     used: int = 0
     """How many of them have been handed to the pool; the rest were given back by `RowStore.clear`."""
+    rows: int = 0
+    """In all of them."""
+    handed_out: int = 0
+    """In those that are used. Counted as they go: a large table has tens of thousands."""
 
-    @property
-    def rows(self) -> int:
-        return sum(end - begin for begin, end in self.bounds)
+    @staticmethod
+    def of(bounds: Sequence[tuple[int, int]], used: int) -> "_Blocks":
+        sizes = [end - begin for begin, end in bounds]
+        return _Blocks(list(bounds), used, sum(sizes), sum(sizes[:used]))
 
-    @property
-    def handed_out(self) -> int:
-        return sum(end - begin for begin, end in self.bounds[: self.used])
+    def append(self, begin: int, end: int) -> None:
+        self.bounds.append((begin, end))
+        self.rows += end - begin
+
+    def hand_out(self) -> tuple[int, int]:
+        """The bounds of the next one."""
+        begin, end = self.bounds[self.used]
+        self.used += 1
+        self.handed_out += end - begin
+        return begin, end
+
+    def take_back(self) -> None:
+        self.used = self.handed_out = 0
 
 
 class RowStore:
@@ -94,6 +109,10 @@ class RowStore:
             return self.meta[:, ID].numpy()
         return reserve((self.capacity,), torch.int64).numpy()
 
+    def limit(self, table: int, rows: int | None) -> None:
+        """Let a table have at most so many rows from now on; it keeps those that it has."""
+        self._limits[table] = MOST_ROWS if rows is None else rows
+
     @property
     def capacity(self) -> int:
         """How many rows there may be."""
@@ -120,12 +139,11 @@ class RowStore:
             except NoMemory as refused:
                 self.refused = refused
                 return False
-            blocks.bounds.append((self._end, self._end + size))
+            blocks.append(self._end, self._end + size)
             self._mark(self._end, self._end + size, table)
             self._end += size
-        begin, end = blocks.bounds[blocks.used]
+        begin, end = blocks.hand_out()
         self._cursors[table, NEXT], self._cursors[table, END] = begin, min(end, begin + left)
-        blocks.used += 1
         return True
 
     def supply(self, table: int, rows: int) -> list[tuple[int, int]]:
@@ -156,7 +174,7 @@ class RowStore:
                 self.meta[piece, LAST_STEP] = NOBODYS
             return
         self._cursors[table] = 0, 0, NO_ROW
-        self._blocks[table].used = 0
+        self._blocks[table].take_back()
 
     def read_state(self, rows_N: Tensor, columns: slice) -> Tensor:
         """A copy of some columns of rows' state."""
@@ -219,7 +237,7 @@ class RowStore:
         self._mark(0, snapshot["end"], UNTRAINED)
         own = self.granule_table[: snapshot["end"] // GRANULE]
         own.copy_(snapshot["arrays"]["granule_table"])
-        self._blocks = [_Blocks(list(bounds), used) for bounds, used in snapshot["blocks"]]
+        self._blocks = [_Blocks.of(bounds, used) for bounds, used in snapshot["blocks"]]
         self._end = snapshot["end"]
         self._cursors[:] = snapshot["cursors"]
         if not self.is_ahead:

@@ -18,13 +18,14 @@ from recis_lightning.schema.optimizers import first_state
 from recis_lightning.schema.policies import Always
 from recis_lightning.tables.eviction import Queue
 from triton_ops.index import SHARDS
-from triton_ops.row_layout import COUNT, ID, LAST_STEP
+from triton_ops.row_layout import COUNT, ID, LAST_STEP, STAMP
 
 ADMITTED, REFUSED, EVICTED, ERASED = 0, 1, 2, 3
 """Columns of `TableGroup.events`, totals of a table since it was last cleared; REFUSED counts occurrences of ids."""
 
 NORM_PERCENTILES = (5, 50, 95)
 MOVED_BYTES = 64 << 20  # of rows that are in memory once more while a table is moved
+MOST_RUNS = 64
 
 if TYPE_CHECKING:
     from recis_lightning.tables.group import TableGroup
@@ -66,6 +67,8 @@ class DynamicTable:
         self.number = number
         """Its place among the tables of its group."""
         self.declaration = declaration
+        self.shards = 0, SHARDS
+        """The virtual shards [first, last) that it owns; other ranks hold the others."""
         self.step = 0
         """Optimizer steps in which it was looked up."""
         self.times: list[tuple[int, float]] = []
@@ -99,6 +102,17 @@ class DynamicTable:
     def default_row(self) -> int:
         """The row that unknown ids read: zeros."""
         return self.group.default_row
+
+    @property
+    def capacity(self) -> int | None:
+        """How many ids it may hold: as declared, or as large a part as that of the virtual shards that it owns."""
+        declared = self.declaration.capacity
+        return None if declared is None else -(-declared * (self.shards[1] - self.shards[0]) // SHARDS)
+
+    def own(self, first_shard: int, last_shard: int) -> None:
+        """Take note that other ranks hold all but virtual shards [first_shard, last_shard)."""
+        self.shards = first_shard, last_shard
+        self.group.rows.limit(self.number, self.group.most_rows(self))
 
     def __len__(self) -> int:
         """How many ids it holds."""
@@ -200,13 +214,25 @@ class DynamicTable:
         """
         self._check(part)
         self.oldest = Queue()  # what is loaded may be older
-        rows = self.find_or_insert(part.ids)
-        self.group.weight[rows] = part.weight
-        for name, columns in self.group.state_slices.items():
-            self.group.state[rows, columns] = part.slots[name]
-        self.group.meta[rows, LAST_STEP] = part.last_step
-        self.group.meta[rows, COUNT] = part.count
-        return rows
+        placed = self.group.place(part.ids, *self._as_one_run(part.ids), fill=False)
+        rows_N = placed.rows
+        # Ids that are all new are all different, which is the common case.
+        new_rows = placed.new_rows[placed.new_rows >= 0]
+        if len(new_rows) < len(part) and (repeated := len(part) - len(rows_N.unique())):
+            new_ids = self.group.meta[new_rows, ID]
+            self.group.drop(new_ids, *self._as_one_run(new_ids))
+            raise ValueError(f"table '{self.name}': {repeated} of {len(part)} ids in the slice repeat others")
+        for rows, piece in _runs(rows_N):
+            self.group.weight[rows] = part.weight[piece]
+            slots = [part.slots[name][piece] for name in self.group.state_slices]
+            if slots and isinstance(rows, slice) and isinstance(self.group.state, Tensor):
+                torch.cat(slots, dim=1, out=self.group.state[rows])
+            elif slots:
+                self.group.state[rows] = torch.cat(slots, dim=1)
+            self.group.meta[rows, STAMP] = 0
+            self.group.meta[rows, LAST_STEP] = part.last_step[piece]
+            self.group.meta[rows, COUNT] = part.count[piece]
+        return rows_N
 
     def _check(self, part: TableSlice) -> None:
         where, count = f"table '{self.name}'", len(part)
@@ -227,8 +253,10 @@ class DynamicTable:
                     f"{where}: {name} of the slice is {found[name].dtype} {list(found[name].shape)}, "
                     f"need {dtype} {list(shape)}"
                 )
-        if len(part.ids.unique()) != count:
-            raise ValueError(f"{where}: {count - len(part.ids.unique())} of {count} ids in the slice repeat others")
+
+    def reserve(self, ids: int, first_shard: int = 0, last_shard: int = SHARDS) -> None:
+        """Make room in an empty table's index for so many ids of virtual shards [first_shard, last_shard)."""
+        self.group.index.reserve(self.number, ids, first_shard, last_shard)
 
     def take_over(self, other: "DynamicTable") -> None:
         """Hold all that another table of the same declaration holds, be it on another device, and what is known of it.
@@ -239,7 +267,11 @@ class DynamicTable:
             self.load(other.export(first, last))
 
     def keep(self, first_shard: int, last_shard: int) -> None:
-        """Forget all but virtual shards [first_shard, last_shard), and what admission knows of the others."""
+        """Forget all but virtual shards [first_shard, last_shard), and what admission knows of the others.
+
+        Its capacity is from then on its part of the declared one.
+        """
+        self.own(first_shard, last_shard)
         counted = self.export_admission(first_shard, last_shard)
         for begin, end in ((0, first_shard), (last_shard, SHARDS)):
             ids, _ = self.group.index.items(self.number, begin, end)
@@ -317,3 +349,19 @@ class DynamicTable:
     def __reduce__(self) -> tuple[Any, ...]:
         # A table is nothing without its group: copy and pickle go by way of it.
         return operator.getitem, (self.group, self.number)
+
+
+def _runs(rows_N: Tensor) -> list[tuple[slice | Tensor, slice]]:
+    """Rows as runs that follow each other, and where each is: [5, 6, 7, 64, 65] -> rows 5:8 at 0:3, rows 64:66 at 3:5.
+
+    New ids get rows in such runs, and these are copied several times as fast. Where there are many, all at once.
+    """
+    breaks = (rows_N.diff() != 1).nonzero().squeeze(1) + 1
+    if len(breaks) > MOST_RUNS:
+        return [(rows_N, slice(0, len(rows_N)))]
+    bounds = [0, *breaks.tolist(), len(rows_N)]
+    starts = rows_N[bounds[:-1]].tolist() if len(rows_N) else []
+    return [
+        (slice(start, start + end - begin), slice(begin, end))
+        for start, begin, end in zip(starts, bounds[:-1], bounds[1:], strict=False)
+    ]

@@ -20,10 +20,10 @@ N rows of a part, D row width, S virtual shards of a part.
 import dataclasses
 import io
 import json
+import math
+import mmap
 import os
-import pickle
 import random
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +35,16 @@ from torch import Tensor, nn
 import recis_lightning
 from recis_lightning.embedding.exchange import owned_shards
 from recis_lightning.tables import DynamicTable, TableSlice, virtual_shard
+from recis_lightning.tables.row_files import SAFETENSORS_DTYPES
 from recis_lightning.training.dense_shards import cut_state
-from recis_lightning.training.files import CheckpointError, DirectoryReader, DirectoryWriter, Files
+from recis_lightning.training.files import (
+    CheckpointError,
+    DirectoryReader,
+    DirectoryWriter,
+    Files,
+    NotPlainError,
+    load_plain,
+)
 from recis_lightning.training.ranks import Ranks
 from triton_ops.index import SHARDS
 
@@ -96,6 +104,7 @@ def _common_files(checkpoint: dict[str, Any], files: dict[str, Any]) -> dict[str
         "written_by": {"recis_lightning": recis_lightning.__version__, "torch": torch.__version__},
         "epoch": rest["epoch"],
         "global_step": rest["global_step"],
+        "world_size": len(rest.get("random_states", ())) or 1,
         "schema": as_json(rest.pop("schema", None), "the schema"),
         "hyper_parameters": as_json(rest.pop("hyper_parameters", {}), "hyper_parameters"),
         "datamodule_hyper_parameters": as_json(
@@ -194,8 +203,7 @@ def _as_tensors(rows: TableSlice, first: int, last: int, with_optimizer: bool) -
 def load_checkpoint(path: str) -> dict[str, Any]:
     """Read all but the rows: the dictionary that Lightning expects, and a reader of the directory for `load_tables`."""
     reader = DirectoryReader(path)
-    checkpoint = _load_plain(reader, "trainer.pt")
-    dense = safetensors.torch.load(reader.read("dense.safetensors"))
+    dense, checkpoint = load_dense_files(reader)
     checkpoint["state_dict"] = dense | checkpoint.pop("other_state")
     for key in ("schema", "hyper_parameters", "datamodule_hyper_parameters"):
         checkpoint[key] = reader.manifest[key]
@@ -203,19 +211,21 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def _load_plain(reader: DirectoryReader, name: str) -> dict[str, Any]:
-    """Tensors and plain values of a file; CheckpointError where it holds anything else, of which nothing is run."""
-    file = io.BytesIO(reader.read(name))
+def load_trainer_state(reader: DirectoryReader) -> dict[str, Any]:
+    """What trainer.pt holds; CheckpointError where it is more than tensors and plain values; nothing of it is run."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch has to say of other pickles is in its error too
-            found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        state: dict[str, Any] = load_plain(reader.read("trainer.pt"))
+        return state
+    except NotPlainError as error:
         raise CheckpointError(
-            f"checkpoint '{reader.path}': {name} holds more than tensors and plain values, or is no such file; nothing "
-            f"of it was run ({str(error).strip().splitlines()[0]}); use a checkpoint from where you trust"
+            f"checkpoint '{reader.path}': trainer.pt holds more than tensors and plain values, or is no such file; "
+            f"nothing of it was run ({error}); use a checkpoint from where you trust"
         ) from error
-    return found
+
+
+def load_dense_files(reader: DirectoryReader) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The dense weights by name, and what trainer.pt holds."""
+    return safetensors.torch.load(reader.read("dense.safetensors")), load_trainer_state(reader)
 
 
 def load_dense(module: nn.Module, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -263,13 +273,19 @@ def load_table(
 ) -> None:
     """Fill one table with what the manifest's entry ``saved`` says of it; errors are those of the table itself."""
     table.clear()
-    for part in saved["parts"]:
-        if part["first_shard"] < last_shard and first_shard < part["last_shard"]:
-            rows, counted = _read_part(reader, part, first_shard, last_shard)
-            if not rows.slots:  # of a checkpoint of the weights alone
-                rows = table.complete(rows.ids, rows.weight, None, rows.last_step, rows.count)
-            table.load(rows)
-            table.load_admission(counted, first_shard, last_shard)
+    parts = [part for part in saved["parts"] if part["first_shard"] < last_shard and first_shard < part["last_shard"]]
+    if parts:
+        # Ids spread evenly over virtual shards: those that are read, in the range that is wanted.
+        read = parts[-1]["last_shard"] - parts[0]["first_shard"]
+        wanted = min(last_shard, parts[-1]["last_shard"]) - max(first_shard, parts[0]["first_shard"])
+        rows_read = sum(reader.manifest["files"][part["file"]]["rows"] for part in parts)
+        table.reserve(rows_read * wanted // read, first_shard, last_shard)
+    for part in parts:
+        rows, counted = _read_part(reader, part, first_shard, last_shard)
+        if not rows.slots:  # of a checkpoint of the weights alone
+            rows = table.complete(rows.ids, rows.weight, None, rows.last_step, rows.count)
+        table.load(rows)
+        table.load_admission(counted, first_shard, last_shard)
     table.step = saved["step"]
     if "policies" in saved:
         # What has happened to ids is counted once: by the rank that holds the first of them.
@@ -323,7 +339,7 @@ def _read_part(
     reader: DirectoryReader, part: Mapping[str, Any], first_shard: int, last_shard: int
 ) -> tuple[TableSlice, dict[str, Tensor]]:
     """The rows of a part that lie in a range of virtual shards, and what admission has counted in all of its shards."""
-    tensors = safetensors.torch.load(reader.read(part["file"]))
+    tensors = tensors_in(reader.view(part["file"]))
     counted = {name: tensors.pop(name) for name in list(tensors) if name.startswith(ADMISSION)}
     offsets = tensors.pop("shard_offsets")
     start = int(offsets[max(first_shard - part["first_shard"], 0)])
@@ -338,6 +354,23 @@ def _read_part(
         count=tensors["count"],
     )
     return rows, {name.removeprefix(ADMISSION): tensor for name, tensor in counted.items()}
+
+
+def tensors_in(data: mmap.mmap | bytearray) -> dict[str, Tensor]:
+    """The tensors of a safetensors file as views of its bytes: nothing is copied, as safetensors' own `load` does.
+
+    The format: https://huggingface.co/docs/safetensors#format.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(bytes(data[8 : 8 + size]))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, about in header.items():
+        dtype, shape = SAFETENSORS_DTYPES[about["dtype"]], about["shape"]
+        count, offset = math.prod(shape), 8 + size + about["data_offsets"][0]
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=offset) if count else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.view(shape)
+    return tensors
 
 
 # --------------------------------------------------------------------------------------------------------- random state

@@ -13,12 +13,18 @@ place and the manifest last: a directory without a manifest is no checkpoint.
 """
 
 import ctypes
+import io
 import json
+import mmap
 import os
+import pickle
 import posixpath
+import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
+import torch
 import xxhash
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -29,6 +35,20 @@ FORMAT, VERSION = "recis-lightning checkpoint", 1
 ASIDE, REPLACED = ".tmp", ".old"  # what a directory is called before it is committed, and once it has been replaced
 
 
+class NotPlainError(ValueError):
+    """A file of torch.save that holds more than tensors and plain values, or is none; the message is torch's."""
+
+
+def load_plain(data: bytes) -> Any:
+    """What torch.save wrote, of tensors and plain values alone: nothing of it is run. NotPlainError for other files."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch has to say of other pickles is in its error too
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise NotPlainError(str(error).strip().splitlines()[0]) from error
+
+
 Files = dict[str, dict[str, Any]]
 """By name in the directory: bytes, checksum, and rows where there are any."""
 
@@ -37,7 +57,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used: which, why, and what to do."""
 
 
-def _checksum(data: bytes | memoryview) -> str:
+def _checksum(data: bytes | memoryview | mmap.mmap) -> str:
     return xxhash.xxh3_64_hexdigest(data)
 
 
@@ -60,6 +80,10 @@ class DirectoryWriter:
         self._folder = self._root + ASIDE if self._is_local else self._root
         self.files: Files = {}
         """What this writer has added, as the manifest describes it."""
+
+    def is_place_of(self, reader: "DirectoryReader") -> bool:
+        """Whether it would replace what a reader reads."""
+        return self._fs.protocol == reader._fs.protocol and self._root == url_to_fs(reader.path)[1].rstrip("/")
 
     def begin(self) -> None:
         """Make room: remove what an earlier attempt has left. Before anything is added, by one writer alone."""
@@ -160,13 +184,18 @@ class DirectoryReader:
     That all files are there, in their full size, is seen at once; a file's checksum when it is read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, check_sizes: bool = True) -> None:
+        """Without ``check_sizes`` files may be missing or of other sizes: `problems` tells of them."""
         self.path = path
         self._fs, root = url_to_fs(path)
         self._fs.invalidate_cache()
         self._root = self._find(root.rstrip("/"))
         self.manifest = self._read_manifest()
-        self._check_sizes()
+        self._viewed: tuple[str, mmap.mmap | bytearray] | None = None
+        if check_sizes:
+            for name in self.manifest["files"]:
+                if (problem := self.size_problem(name)) is not None:
+                    raise CheckpointError(f"checkpoint '{self.path}': {problem}; use another checkpoint")
 
     def _find(self, root: str) -> str:
         manifest = posixpath.join(root, MANIFEST)
@@ -214,25 +243,55 @@ class DirectoryReader:
             )
         return manifest
 
-    def _check_sizes(self) -> None:
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file that lies in the directory, by name."""
         found = self._fs.find(self._root, detail=True)
-        sizes = {posixpath.relpath(place, self._root): info["size"] for place, info in found.items()}
-        for name, entry in self.manifest["files"].items():
-            if name not in sizes:
-                raise CheckpointError(f"checkpoint '{self.path}': file {name} is missing; use another checkpoint")
-            if sizes[name] != entry["bytes"]:
-                raise CheckpointError(
-                    f"checkpoint '{self.path}': file {name} has {sizes[name]} bytes, {entry['bytes']} were written; "
-                    "it was cut off or changed, use another checkpoint"
-                )
+        return {posixpath.relpath(place, self._root): info["size"] for place, info in found.items()}
+
+    def size_problem(self, name: str) -> str | None:
+        """What is wrong with a file as far as its size tells."""
+        written, found = self.manifest["files"][name]["bytes"], self.sizes.get(name)
+        if found is None:
+            return f"file {name} is missing"
+        if found != written:
+            return f"file {name} has {found} bytes, {written} were written: it was cut off or changed"
+        return None
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, once its checksum has been found right."""
-        data = self._fs.cat_file(posixpath.join(self._root, name))
-        expected = self.manifest["files"][name]["xxh3_64"]
-        if _checksum(data) != expected:
+        content: bytes = self._fs.cat_file(posixpath.join(self._root, name))
+        self._verify(name, content)
+        return content
+
+    def read_range(self, name: str, begin: int, end: int) -> bytes:
+        """Some bytes of a file, not verified: for headers."""
+        content: bytes = self._fs.cat_file(posixpath.join(self._root, name), start=begin, end=end)
+        return content
+
+    def view(self, name: str) -> mmap.mmap | bytearray:
+        """As `read`; of a local file the very pages that the system's cache has.
+
+        They may be written to: the pages concerned are copied first, and the file stays as it is. The file that was
+        viewed last is not verified anew.
+        """
+        if self._viewed is None or self._viewed[0] != name:
+            self._viewed = None
+            self._viewed = name, self._map(name)
+        return self._viewed[1]
+
+    def _map(self, name: str) -> mmap.mmap | bytearray:
+        if not isinstance(self._fs, LocalFileSystem):
+            return bytearray(self.read(name))
+        with open(posixpath.join(self._root, name), "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._verify(name, data)
+        return data
+
+    def _verify(self, name: str, data: bytes | mmap.mmap) -> None:
+        found, expected = _checksum(data), self.manifest["files"][name]["xxh3_64"]
+        if found != expected:
             raise CheckpointError(
-                f"checkpoint '{self.path}': file {name} has checksum {_checksum(data)}, {expected} was written; "
+                f"checkpoint '{self.path}': file {name} has checksum {found}, {expected} was written; "
                 "its bytes were changed, use another checkpoint"
             )
-        return data

@@ -1,5 +1,6 @@
 """DynamicTable: what one table holds, and how it goes to and from slices."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recis_lightning.schema import Adam, AdamW, RowwiseAdagrad, Sgd, SparseOptimizer, Table, Uniform
-from recis_lightning.tables import DynamicTable, TableSlice, build_groups, virtual_shard
+from recis_lightning.schema.policies import Lru
+from recis_lightning.tables import DynamicTable, TableFullError, TableGroup, TableSlice, build_groups, virtual_shard
 from triton_ops.index import mix64
 from triton_ops.row_layout import COUNT, LAST_STEP
 
@@ -197,3 +199,58 @@ def test_any_sequence_of_calls_agrees_with_a_dict(sequence: list[tuple[str, list
         columns = exported.ids, exported.weight, exported.slots["sum"], exported.last_step, exported.count
         found = {id_: tuple(rest) for id_, *rest in zip(*(column.tolist() for column in columns), strict=True)}
         assert found == model
+
+
+def test_a_table_that_owns_some_virtual_shards_has_their_part_of_the_capacity() -> None:
+    declarations = [
+        Table(name="kept", dim=2, capacity=100_000, eviction=(Lru(every=1),)),
+        Table(name="full", dim=2, capacity=1000),
+        Table(name="free", dim=2),
+    ]
+    kept, full, free = group = TableGroup(declarations, max_rows=1 << 18)
+    ids = torch.arange(300_000)
+    own = ids[(virtual_shard(ids) >= 1366) & (virtual_shard(ids) < 2731)]
+    for table in group:
+        table.keep(1366, 2731)
+    copied = copy.deepcopy(group)
+    assert [table.capacity for table in copied] == [33_326, 334, None]
+    kept.find_or_insert(own[:60_000])
+    kept.step = 1
+    group.evict()
+    assert len(kept) == 33_326
+    full.find_or_insert(own[:400])  # chance may give a rank some more than its part
+    with pytest.raises(TableFullError, match="table 'full' is full: it holds 4.. ids, its capacity"):
+        full.find_or_insert(own[:800])
+    free.find_or_insert(own[:800])
+    copied[1].find_or_insert(own[:400])
+    with pytest.raises(TableFullError):
+        copied[1].find_or_insert(own[:800])
+
+
+def test_a_slice_that_names_an_id_twice_is_refused_and_leaves_the_table_as_it_was() -> None:
+    for known in (0, 5):
+        table = make_table(Adam())
+        table.find_or_insert(torch.arange(known))
+        before = table.export()
+        part = table.complete(torch.tensor([7, 3, 8, 7]), torch.ones(4, table.dim))
+        with pytest.raises(ValueError, match="table 'user': 1 of 4 ids in the slice repeat others"):
+            table.load(part)
+        assert_equal_slices(table.export(), before)
+
+
+def test_loading_over_erased_and_known_rows_writes_each_where_it_is() -> None:
+    table = make_table(Adam())
+    table.find_or_insert(torch.arange(200))
+    table.erase(torch.arange(0, 200, 2))
+    ids = torch.arange(50, 400)
+    generator = torch.Generator().manual_seed(0)
+    slots = {
+        name: torch.rand(350, *slot.shape[1:], generator=generator) for name, slot in table.export(0, 0).slots.items()
+    }
+    part = TableSlice(
+        ids, torch.rand(350, table.dim, generator=generator), slots, torch.arange(350), torch.arange(350) * 2
+    )
+    rows = table.load(part)
+    found = table.slice(rows)
+    assert torch.equal(found.ids, ids)
+    assert_equal_slices(found, part)

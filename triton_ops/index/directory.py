@@ -80,10 +80,38 @@ class Directory:
 
     def clear(self, table: int) -> None:
         """Forget all segments of a table but an empty first one."""
+        self._drop(table)
+        assert self.start(table), "a segment was given back just now"
+
+    def _drop(self, table: int) -> None:
+        """Give a table's segments back."""
         for place in self.places_of(table):
             self._memory.free(place)
         self._free_segments += np.unique(self.segments[self.entries(table)]).tolist()
-        assert self.start(table), "a segment was given back just now"
+
+    def reserve(self, table: int, ids: int, first_shard: int, last_shard: int) -> None:
+        """Give an empty table the segments that it would grow to; nothing where there is no memory for them."""
+        depth, each, fullest = 0, ids, LARGEST_SEGMENT * 3 // 8  # what any of the largest segments holds: set_limit
+        while depth < DEEPEST and each > fullest:
+            depth += 1
+            each = min(ids, -(-ids * (SHARDS >> depth) // (last_shard - first_shard)))
+        room = 2 * each if depth == 0 else max(LARGEST_SEGMENT, -(-each * LARGEST_SEGMENT // fullest))
+        size = max(FIRST_SEGMENT, 1 << (room - 1).bit_length())
+        used = range(first_shard * (1 << depth) // SHARDS, -(-last_shard * (1 << depth) // SHARDS))
+        sizes = [size if entry in used else FIRST_SEGMENT for entry in range(1 << depth)]
+        places: list[np.ndarray] = []
+        for each in sizes:
+            if (place := self._memory.allocate(each)) is None:
+                for place in places:
+                    self._memory.free(place)
+                return
+            places.append(place)
+        self._drop(table)
+        self.tables[table, DIRECTORY] = len(self.segments)
+        self.tables[table, SHIFT] = 63 - depth
+        segments = [self.new_segment(each) for each in sizes]
+        self.places = np.concatenate([self.places, places])
+        self.segments = np.concatenate([self.segments, np.array(segments, dtype=np.int32)])
 
     def entries(self, table: int) -> slice:
         """The table's part of the directory."""
@@ -192,3 +220,18 @@ class Directory:
         """Look for segments where they are now, by where they began."""
         for place in self.places:
             place[BEGIN] = now.get(int(place[BEGIN]), 0)  # entries left behind by a directory that doubled name none
+
+
+def slots_for(ids: int) -> int:
+    """About how many slots an index of so many ids has: 100 -> 256, 98_304 -> 262_144, 1_000_000 -> 3_000_000 or so.
+
+    From a quarter full, right behind growth, to three eighths where the first of the large segments split; small ones
+    to a half.
+    """
+    if ids <= LARGEST_SEGMENT * 3 // 8:
+        return max(FIRST_SEGMENT, 1 << (2 * ids - 1).bit_length()) if ids else FIRST_SEGMENT
+    slots = LARGEST_SEGMENT
+    while 2 * ids > slots:
+        slots *= 2
+    split = min(max((ids / slots - 3 / 8) * 8, 0.0), 1.0)  # limits lie evenly between three eighths and a half
+    return round(slots * (1 + split))

@@ -74,6 +74,9 @@ class ReferenceIndex:
             rows_N[position] = row
         return Inserted(rows_N, torch.tensor(new_rows, dtype=torch.int64), full_table)
 
+    def reserve(self, table: int, ids: int, first_shard: int, last_shard: int) -> None:
+        """Dicts grow by themselves."""
+
     def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: RowPool) -> int:
         count = 0
         for table, id_ in _pairs(ids_N, splits_K1, tables_K):

@@ -86,6 +86,9 @@ class SegmentedIndex:
     def clear(self, table: int) -> None:
         self._directory.clear(table)
 
+    def reserve(self, table: int, ids: int, first_shard: int, last_shard: int) -> None:
+        self._directory.reserve(table, ids, first_shard, last_shard)
+
     def count(self, table: int) -> int:
         return int(self._directory.tables[table, COUNT])
 

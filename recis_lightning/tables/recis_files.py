@@ -33,6 +33,29 @@ def find_recis_checkpoint(path: str | Path, table: str) -> "RecisTable | None":
     return RecisTable(folder, files, table) if files else None
 
 
+def recis_tables(path: str | Path) -> list[str]:
+    """The names of the tables of the RecIS checkpoint in a folder; none where the folder is none."""
+    folder = Path(path)
+    internal, names = _internal_names(folder), set()
+    for file in sorted(folder.glob(_FILES)):
+        for key in _opened(file).keys():  # noqa: SIM118  # no mapping
+            if not _STEP.fullmatch(key) and (match := _PART.fullmatch(key)):
+                names.add(_table_and_slot(match["tensor"], internal.get(key))[0])
+    return sorted(names)
+
+
+def _internal_names(folder: Path) -> dict[str, str]:
+    key_file = folder / "tensorkey.json"
+    return json.loads(key_file.read_text()) if key_file.exists() else {}
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise TableFileError(f"file '{file}' cannot be read: {error}") from error
+
+
 class RecisTable:
     """One table of a RecIS checkpoint, read as a `RowFile`. TableFileError where it is not there, or not whole."""
 
@@ -40,14 +63,9 @@ class RecisTable:
         self.path = str(folder)
         self.step: int | None = None
         self._parts: defaultdict[int, dict[str, tuple[Any, str]]] = defaultdict(dict)
-        key_file = folder / "tensorkey.json"
-        internal = json.loads(key_file.read_text()) if key_file.exists() else {}
-        tables, parts = set(), 0
+        internal, tables, parts = _internal_names(folder), set(), 0
         for file in files:
-            try:
-                opened = safe_open(file, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise TableFileError(f"file '{file}' cannot be read: {error}") from error
+            opened = _opened(file)
             for key in opened.keys():  # noqa: SIM118  # no mapping
                 if _STEP.fullmatch(key):
                     self.step = int(opened.get_tensor(key).reshape(-1)[0])

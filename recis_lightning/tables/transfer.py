@@ -4,14 +4,13 @@ N rows of a piece, D row width.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from recis_lightning.paths import expand_path
 from recis_lightning.tables.memory import reserve
 from recis_lightning.tables.recis_files import find_recis_checkpoint
 from recis_lightning.tables.row_files import (
@@ -109,15 +108,30 @@ def import_table(
     Raises TableFileError, naming file and table, where something does not fit, and TableFullError; the table then
     holds the pieces before.
     """
-    where = f"table '{table.name}'"
     recis = find_recis_checkpoint(path, name or table.name)
     files: list[RowFile] = [recis] if recis else open_row_files(path)
+    return fill_table(table, files, ids=ids, vector=vector, optimizer=optimizer, shards=shards)
+
+
+def fill_table(
+    table: DynamicTable,
+    files: Sequence[RowFile],
+    *,
+    ids: str = "ids",
+    vector: str = "weight",
+    optimizer: bool = True,
+    shards: tuple[int, int] = (0, SHARDS),
+    later: int = 0,
+) -> int:
+    """`import_table` from files that are open; ``later`` is added to the last steps that they tell."""
     seen = reserve((table.group.rows.capacity,), torch.bool)
     count = 0
     for file in files:
         check_columns(file, (ids, vector))
         names = [ids, vector, *_further_columns(table, file, vector, optimizer)]
         for piece in file.read(names):
+            if "last_step" in piece:
+                piece["last_step"] = piece["last_step"] + later
             part = _in_shards(_as_slice(table, file, piece, ids, vector), shards)
             try:
                 rows = table.load(part).cpu()
@@ -126,7 +140,8 @@ def import_table(
             repeated = seen[rows]
             if repeated.any():
                 raise TableFileError(
-                    f"{where}: id {int(part.ids[repeated][0])} comes twice in '{path}'; keep one of it"
+                    f"table '{table.name}': id {int(part.ids[repeated][0])} comes twice in '{file.path}'; "
+                    "keep one of it"
                 )
             seen[rows] = True
             count += len(part)
@@ -152,7 +167,7 @@ def _further_columns(table: DynamicTable, file: RowFile, vector: str, optimizer:
         raise TableFileError(
             f"'{file.path}' holds the optimizer state {', '.join(sorted(found))}; table '{table.name}' is updated by "
             f"{table.optimizer.kind}, with {', '.join(sorted(wanted))}: import it without optimizer state "
-            "(--weights-only), or declare the optimizer that wrote it"
+            "(--weights-only, reset_optimizer: true), or declare the optimizer that wrote it"
         )
     yield from (SLOT + name for name in sorted(found & wanted))
 
@@ -194,21 +209,3 @@ def _in_shards(part: TableSlice, shards: tuple[int, int]) -> TableSlice:
         return part
     shard_N = virtual_shard(part.ids)
     return part.select((shard_N >= shards[0]) & (shard_N < shards[1]))
-
-
-def load_pretrained(table: DynamicTable, shards: tuple[int, int] = (0, SHARDS)) -> int:
-    """Fill an empty table with the vectors that its declaration names; how many, 0 where it names none.
-
-    Only with those in virtual shards [first, last) of ``shards``.
-
-    Raises TableFileError, naming table and file, where they do not fit.
-    """
-    pretrained = table.declaration.pretrained
-    if pretrained is None or len(table):
-        return 0
-    try:
-        path = expand_path(pretrained.path)
-        columns = {"ids": pretrained.id, "vector": pretrained.vector}
-        return import_table(table, path, **columns, optimizer=False, shards=shards)
-    except ValueError as error:
-        raise TableFileError(f"pretrained vectors of table '{table.name}': {error}") from error

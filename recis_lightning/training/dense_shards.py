@@ -42,7 +42,7 @@ def whole(value: Any) -> Any:
 def cut_state(state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     """A state_dict of whole tensors, with those cut that the module has cut."""
     present = module.state_dict()
-    return {name: _cut(value, present.get(name)) for name, value in state.items()}
+    return {name: cut_tensor(value, present.get(name)) for name, value in state.items()}
 
 
 def cut_like(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -51,13 +51,14 @@ def cut_like(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict
     return {
         **state,
         "state": {
-            number: {name: _cut(value, parameters[number]) for name, value in slots.items()}
+            number: {name: cut_tensor(value, parameters[number]) for name, value in slots.items()}
             for number, slots in state["state"].items()
         },
     }
 
 
-def _cut(value: Any, parameter: Any) -> Any:
+def cut_tensor(value: Any, parameter: Any) -> Any:
+    """A whole tensor cut as a parameter of its shape is; anything else as it is."""
     if isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape:
         mesh, placements = parameter.device_mesh, parameter.placements
         # Each rank has read all of it: nothing has to be sent.

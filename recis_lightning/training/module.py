@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from recis_lightning.embedding import EmbeddingCollection
+from recis_lightning.embedding.route import Request
 from recis_lightning.features import FeatureEngine
 from recis_lightning.features.id_dropout import IdDropout
 from recis_lightning.optim import CompositeOptimizer, SparseOptimizer, clip_grad_norm, clip_grad_value
@@ -49,11 +50,11 @@ from recis_lightning.training.objectives import (
     scores_of,
     targets_of,
 )
-from recis_lightning.training.pretrained import LoadPretrained
 from recis_lightning.training.schedules import DeclaredSchedules
 from recis_lightning.training.sources import SourceMetrics, losses_by_source
 from recis_lightning.training.strategy import ShardedStrategy
 from recis_lightning.training.towers import TowerReport, parameter_groups, schedules_of
+from recis_lightning.training.warm_start import BeginWarm
 from triton_ops.index import SHARDS
 
 STAGES = ("val", "test")
@@ -67,7 +68,8 @@ class RecModule(LightningModule):
     the schema declares, all other parameters by ``dense_optimizer``. ``lr_scheduler`` drives the learning rates of
     both, each from its own first value, once a step. ``seed`` is that of the tables' first values; the network draws
     its own from torch's generator (`seed_everything`). ``compile`` runs transforms and network through torch.compile,
-    each as one graph: true, or the name of another backend than inductor.
+    each as one graph: true, or the name of another backend than inductor. ``warm_start`` are the places to take first
+    weights and rows from, where no checkpoint is loaded: each a `warm_start.WarmStart`, or a mapping of its options.
 
     Logged are train/loss, of every ``log_every_n_steps``-th batch and the last of an epoch; val/loss, val/auc,
     val/logloss, val/ne, val/calibration and the same of test; with several tasks val/<task>/auc and so on beside the
@@ -83,6 +85,7 @@ class RecModule(LightningModule):
         lr_scheduler: Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
         seed: int = 0,
         compile: bool | str = False,
+        warm_start: list[Any] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(network, nn.Module):
@@ -112,8 +115,9 @@ class RecModule(LightningModule):
         self._callbacks.append(self._stop)
         if schema.towers:
             self._callbacks.insert(1, TowerReport())
-        if any(table.pretrained for table in schema.tables):
-            self._callbacks.insert(1, LoadPretrained())
+        self._warm = BeginWarm(warm_start or [])
+        if warm_start or any(table.pretrained for table in schema.tables):
+            self._callbacks.insert(1, self._warm)
 
     @property
     def tables(self) -> Mapping[str, DynamicTable]:
@@ -260,17 +264,22 @@ class RecModule(LightningModule):
 
         ``ids`` are int64 [any], the whole table where none are given; unknown ones get zeros. ``table`` may be left
         out where there is one. Nothing is inserted, and the rows are copies.
+
+        Of several ranks all iterate to the end, each over any ids it likes; without ids each gets those that it holds.
         """
         chosen = self._table(table)
         if ids is None:
             yield from _whole_table(chosen, chunk)
             return
-        for piece in ids.split(chunk):
-            rows = chosen.find(piece)
-            known = rows >= 0
-            weight_ND = torch.zeros(len(piece), chosen.dim, dtype=chosen.dtype)
-            weight_ND[known] = chosen.weight(rows[known])
-            yield piece, weight_ND
+        route = self.embedding.route
+        pieces_of_ranks = torch.zeros(route.world_size, dtype=torch.int64)
+        pieces_of_ranks[route.rank] = -(-len(ids) // chunk)
+        for number in range(int(route.sum(pieces_of_ranks).max())):
+            piece = ids[number * chunk : (number + 1) * chunk]
+            request = Request(chosen.group, piece, torch.tensor([0, len(piece)]), torch.tensor([chosen.number]))
+            (fetched,) = route.fetch([request], insert=False)
+            if len(piece):
+                yield piece, fetched.weight.index_select(0, fetched.rows)
 
     def _table(self, name: str | None) -> DynamicTable:
         if name is None and len(self.tables) == 1:
@@ -347,12 +356,19 @@ class RecModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["schema"] = self.schema.to_dict()
+        optimizers = self._trainer.optimizers if self._trainer is not None else []
+        if (dense := getattr(optimizers[0] if optimizers else None, "dense", None)) is not None:
+            # Torch numbers the parameters of an optimizer; a model with others finds their state by their names.
+            names = {id(parameter): name for name, parameter in self.named_parameters()}
+            checkpoint["dense_optimizer"] = type(dense).__name__
+            checkpoint["dense_parameters"] = [names[id(p)] for group in dense.param_groups for p in group["params"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Warn of transforms that are not those the checkpoint was trained with: other boundaries mean other ids.
 
         CheckpointError for columns whose strings are hashed otherwise: there all ids are others.
         """
+        self._warm.is_done = True  # all is the checkpoint's
         if "schema" not in checkpoint:
             return
         saved = Schema.from_dict(checkpoint["schema"])

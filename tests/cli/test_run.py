@@ -139,6 +139,29 @@ def test_a_recipe_is_fitted_tested_validated_and_used_for_predictions(
     assert len(validated) == 5
 
 
+def test_a_recipe_begins_warm_from_an_earlier_run(
+    recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", recipe(trainer__max_steps=4)]) == 0
+    checkpoint = checkpoint_of(run_dir(tmp_path, 0))
+    entries = [{"path": str(checkpoint), "include": ["tables.*"], "exclude": ["tables.tags"], "reset_optimizer": True}]
+    warm = recipe(model__warm_start=entries, trainer__max_steps=1)
+    assert main(["fit", "--config", warm]) == 0
+    earlier, begun = (
+        RecModule.load_from_checkpoint(str(checkpoint_of(run_dir(tmp_path, version)))) for version in (0, 1)
+    )
+    known = earlier.tables["user"].export().ids
+    assert (begun.tables["user"].find(known) >= 0).all()
+    assert (begun.tables["tags"].find(earlier.tables["tags"].export().ids) < 0).any()
+    assert begun.tables["user"].step == 1
+    assert yaml.safe_load((run_dir(tmp_path, 1) / "config.yaml").read_text())["model"]["warm_start"] == entries
+    assert main(["fit", "--config", recipe(model__warm_start=[{"path": str(checkpoint), "renam": {}}])]) == 2
+    assert "warm_start[0] has no option 'renam'; did you mean 'rename'?" in capsys.readouterr().err
+    wrong = [{"path": str(checkpoint), "include": ["tables.usr"]}]
+    assert main(["fit", "--config", recipe(model__warm_start=wrong)]) == 2
+    assert "warm_start[0]: include 'tables.usr' fits nothing" in capsys.readouterr().err
+
+
 @pytest.mark.trap(2)
 def test_interrupted_in_the_middle_of_an_epoch_and_resumed_equals_uninterrupted(
     recipe: Callable[..., str], tmp_path: Path

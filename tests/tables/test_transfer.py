@@ -1,6 +1,5 @@
 """Tables out to files and in from files: what is written is what is read, by us and by others."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from recis_lightning.schema import Adagrad, Adam, AdamW, Constant, Ftrl, Pretrained, Sgd, Table, Uniform
-from recis_lightning.schema.policies import Lfu
+from recis_lightning.schema import Adagrad, Adam, AdamW, Constant, Ftrl, Sgd, Table, Uniform
 from recis_lightning.tables import (
     DynamicTable,
     TableFullError,
@@ -26,7 +24,7 @@ from recis_lightning.tables import (
     transfer,
 )
 from recis_lightning.tables.row_files import FORMATS, TableFileError
-from recis_lightning.tables.transfer import load_pretrained, write_rows
+from recis_lightning.tables.transfer import write_rows
 from tests.tables.test_table import assert_equal_slices, make_table, train
 
 INT64 = torch.iinfo(torch.int64)
@@ -231,46 +229,6 @@ def test_capacity_counts_for_what_is_imported(tmp_path: Path) -> None:
     small = TableGroup([Table(name="user", dim=3, capacity=100, optimizer=Adam())], max_rows=4096)[0]
     with pytest.raises(TableFullError, match="table 'user' is full: it holds 100 ids, its capacity"):
         import_table(small, tmp_path / "item.orc")
-
-
-# ---------------------------------------------------------------------------------------------------------- pretrained
-
-
-def pretrained_table(path: str, **options: Any) -> DynamicTable:
-    declaration = Table(
-        name="item", dim=3, initializer=Uniform(), pretrained=Pretrained(path=path, **options), eviction=(Lfu(),),
-        capacity=100, optimizer=Adagrad(initial_accumulator_value=0.25),
-    )  # fmt: skip
-    return TableGroup([declaration], max_rows=4096)[0]
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_pretrained_vectors_load_by_id_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
-    rows = pa.table({"id": [5, -1, 2**62], "vector": [ROW, [0.0] * 3, [-1.5, 0.5, 2.0]], "title": ["a", "b", "c"]})
-    path = tmp_path / f"v.{format}"
-    if format == "safetensors":
-        save_file({"id": rows["id"].to_numpy(), "vector": np.array(rows["vector"].to_pylist(), np.float64)}, path)
-    else:
-        (pq.write_table if format == "parquet" else pyarrow.orc.write_table)(rows, path)
-    monkeypatch.setenv("VECTORS", os.fspath(tmp_path))
-    table = pretrained_table(f"${{VECTORS}}/v.{format}")
-    assert load_pretrained(table) == 3
-    found = table.weight(table.find(torch.tensor([5, -1, 2**62])))
-    assert found.tolist() == [ROW, [0.0] * 3, [-1.5, 0.5, 2.0]]
-    assert (table.export().slots["sum"] == 0.25).all()
-    assert load_pretrained(table) == 0, "what is trained must not be overwritten"
-    fresh = table.weight(table.find_or_insert(torch.tensor([77])))
-    assert fresh.abs().sum() > 0, "other ids begin as the initializer says"
-
-
-def test_pretrained_that_cannot_be_read_names_table_and_file(tmp_path: Path) -> None:
-    path = vectors(tmp_path / "v.parquet", [1], [[1.0]])
-    with pytest.raises(TableFileError, match=r"pretrained vectors of table 'item': .* has dim 3, .*v.parquet"):
-        load_pretrained(pretrained_table(str(path)))
-    with pytest.raises(TableFileError, match=r"has no column 'embedding'; there are: id, vector"):
-        load_pretrained(pretrained_table(str(path), vector="embedding"))
-    with pytest.raises(TableFileError, match="pretrained vectors of table 'item': path .* needs the environment"):
-        load_pretrained(pretrained_table("${NO_SUCH_VARIABLE}/v.parquet"))
 
 
 @pytest.mark.parametrize("format", FORMATS)

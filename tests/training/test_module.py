@@ -4,16 +4,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from recis_lightning.embedding.exchange import Exchange
 from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema
 from recis_lightning.training import RecModule
 from recis_lightning.training.files import CheckpointError
+from tests.ranks import run_ranks
 from tests.training.helpers import (
     ListLoader,
     Losses,
@@ -26,6 +29,7 @@ from tests.training.helpers import (
     make_trainer,
     table_bytes,
 )
+from triton_ops.index import virtual_shard
 
 
 def two_tasks() -> Schema:
@@ -302,3 +306,33 @@ def test_first_values_of_rows_depend_on_the_seed_alone(tmp_path: Path) -> None:
         module.tables["user"].find_or_insert(torch.arange(10))
         firsts.append(table_bytes(module)["user/weight"])
     assert firsts[0] == firsts[1] != firsts[2]
+
+
+def catalogue_of_rank(asked: list[list[int]]) -> dict[str, Any]:
+    """What each of several ranks gets of its own ids, and of the whole table."""
+    module = make_module()
+    assert dist.group.WORLD is not None
+    module.embedding.shard(Exchange(dist.group.WORLD))
+    table = module.tables["item"]
+    first, last = table.shards
+    ids = torch.arange(50)
+    own = ids[(virtual_shard(ids) >= first) & (virtual_shard(ids) < last)]
+    table.find_or_insert(own)
+    mine = torch.tensor(asked[dist.get_rank()], dtype=torch.int64)
+    pieces = list(module.catalogue(mine, table="item", chunk=7))
+    held = [ids for ids, _ in module.catalogue(table="item")]
+    return {"pieces": pieces, "held": torch.cat(held), "own": own, "rows": len(table)}
+
+
+def test_the_catalogue_gives_each_of_several_ranks_the_rows_of_any_ids() -> None:
+    asked = [[*range(30), 10**12], [], [49, 3, 3, -5]]
+    alone = make_module().tables["item"]
+    found = run_ranks(3, catalogue_of_rank, asked)
+    for wanted, rank in zip(asked, found, strict=True):
+        assert [len(ids) for ids, _ in rank["pieces"]] == [min(7, len(wanted) - at) for at in range(0, len(wanted), 7)]
+        for ids, rows in rank["pieces"]:
+            known = (ids >= 0) & (ids < 50)
+            assert torch.equal(rows[known], alone.weight(alone.find_or_insert(ids[known])))
+            assert not rows[~known].any()
+        assert rank["rows"] == len(rank["own"]) == len(rank["held"]), "nothing was inserted"
+    assert sorted(torch.cat([rank["held"] for rank in found]).tolist()) == list(range(50))

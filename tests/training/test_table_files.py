@@ -1,10 +1,8 @@
 """Tables of checkpoints out to files and in from files."""
 
-import json
 import re
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recis_lightning.embedding.exchange import owned_shards
-from recis_lightning.schema import Schema
-from recis_lightning.tables import TableSlice, virtual_shard
+from recis_lightning.tables import TableSlice
 from recis_lightning.tables.row_files import TableFileError
 from recis_lightning.training import RecModule, strategy
 from recis_lightning.training.checkpoint import save_checkpoint
 from recis_lightning.training.files import CheckpointError, DirectoryReader
-from recis_lightning.training.pretrained import LoadPretrained
 from recis_lightning.training.table_files import export_saved_table, import_into_checkpoint
 from tests.tables.test_table import assert_equal_slices
 from tests.training.helpers import MemoryLoader, make_module, make_schema, make_trainer
@@ -110,58 +105,3 @@ def test_the_ten_lines_of_the_readme_read_a_table(tmp_path: Path, monkeypatch: p
     assert (rows >= 0).any()
     assert (rows < 0).any()
     np.testing.assert_array_equal(found["embed"](wanted), expected.numpy())
-
-
-# ---------------------------------------------------------------------------------------------------------- pretrained
-
-
-def with_pretrained(path: Path) -> Schema:
-    plain = make_schema().to_dict()
-    plain["tables"][1]["pretrained"] = {"path": str(path)}
-    return Schema.from_dict(json.loads(json.dumps(plain)))
-
-
-def test_pretrained_vectors_are_there_before_the_first_batch_and_are_trained(tmp_path: Path) -> None:
-    vectors = pa.table({"id": list(range(40)), "vector": [[float(id_)] * 4 for id_ in range(40)]})
-    pq.write_table(vectors, tmp_path / "v.parquet")
-    schema = with_pretrained(tmp_path / "v.parquet")
-    module, plain = make_module(schema), make_module()
-    make_trainer(tmp_path).validate(module, MemoryLoader(1), verbose=False)
-    table = module.tables["item"]
-    assert torch.equal(table.weight(table.find(torch.tensor([7]))), torch.full((1, 4), 7.0))
-    module, path = saved(tmp_path, make_module(schema))
-    make_trainer(tmp_path).fit(plain, MemoryLoader())
-    table = module.tables["item"]
-    assert len(table) == 40 > len(plain.tables["item"])
-    trained = table.weight(table.find(torch.arange(40)))
-    moved = (trained != torch.arange(40.0)[:, None]).any(dim=1)
-    assert torch.equal(moved, plain.tables["item"].find(torch.arange(40)) >= 0)
-    assert moved.any()
-    (tmp_path / "v.parquet").unlink()
-    trainer = make_trainer(tmp_path, max_epochs=2)
-    trainer.fit(make_module(schema), MemoryLoader(), ckpt_path=path)  # whose rows they are now
-    trainer.fit(module, MemoryLoader())  # nor does a second fit ask for them
-
-
-def test_pretrained_file_that_is_missing_is_an_error_before_the_first_batch(tmp_path: Path) -> None:
-    module = make_module(with_pretrained(tmp_path / "none.parquet"))
-    with pytest.raises(TableFileError, match="pretrained vectors of table 'item': there is no file or folder"):
-        make_trainer(tmp_path).fit(module, MemoryLoader())
-    assert len(module.tables["user"]) == 0
-
-
-def test_each_of_several_ranks_takes_the_pretrained_vectors_that_it_owns(tmp_path: Path) -> None:
-    vectors = pa.table({"id": list(range(100)), "vector": [[float(id_)] * 4 for id_ in range(100)]})
-    pq.write_table(vectors, tmp_path / "v.parquet")
-    taken = []
-    for rank in range(3):
-        module = make_module(with_pretrained(tmp_path / "v.parquet"))
-        exchange = SimpleNamespace(rank=rank, world_size=3)
-        embedding = SimpleNamespace(tables=module.embedding.tables, exchange=exchange)
-        LoadPretrained().on_train_start(SimpleNamespace(ckpt_path=None), SimpleNamespace(embedding=embedding))  # type: ignore[arg-type]
-        found = module.tables["item"].export()
-        first, last = owned_shards(rank, 3)
-        assert ((virtual_shard(found.ids) >= first) & (virtual_shard(found.ids) < last)).all()
-        assert torch.equal(found.weight, found.ids[:, None].float().expand(-1, 4))
-        taken += found.ids.tolist()
-    assert sorted(taken) == list(range(100))

@@ -9,6 +9,8 @@ recis text export-vectors CKPT --data DATA ... --out FILE      write the vectors
 recis tables inspect CKPT                                      what the tables of a checkpoint hold
 recis tables export CKPT --table T --out FILE | FOLDER         a table as safetensors, Parquet or ORC
 recis tables import CKPT --table T --from FILE --out NEW.ckpt  and back; RecIS's checkpoints too
+recis plan --config recipe.yaml --devices N --memory 80GB      rows, memory and traffic of a rank, before anything runs
+recis checkpoint inspect | verify | reshard CKPT               what a checkpoint holds, whether it is whole, other files
 recis features plan | fit --config recipe.yaml                 show how transforms run, and fit them to data
 recis data inspect DIR [--out recipe.yaml]                     what files hold, and a recipe to start from
 recis data stats DIR [--html FILE]                             quantiles, commonest values, plots
@@ -40,6 +42,8 @@ COMMANDS = STAGES | {
     "data": "make, inspect, convert and split data, read RecIS's feature configuration (recis data --help)",
     "text": "train a tokenizer (train-tokenizer), and write item vectors (export-vectors)",
     "tables": "look into tables (inspect), write and read their rows (export, import)",
+    "plan": "reckon rows, memory and traffic of each rank before anything runs",
+    "checkpoint": "look into a checkpoint (inspect), check its files (verify), rewrite them (reshard)",
     "features": "show the plan of a recipe's transforms, or fit them to data (recis features plan | fit)",
     "export": "write a checkpoint as files that score without this package",
     "doctor": "show versions, devices, and which kernels run and why",
@@ -93,7 +97,7 @@ def find_modules_of_folder() -> None:
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
     return "\n".join(["usage: recis COMMAND ...", "", *lines, "", "recis COMMAND --help tells more."])
 
 
@@ -114,6 +118,14 @@ def dispatch(command: str, arguments: list[str]) -> int:
         from recis_lightning.cli.tables import run as run_tables
 
         return run_tables(arguments)
+    if command == "plan":
+        from recis_lightning.cli.plan import run as run_plan
+
+        return run_plan(arguments)
+    if command == "checkpoint":
+        from recis_lightning.cli.checkpoint import run as run_checkpoint
+
+        return run_checkpoint(arguments)
     if command == "features":
         from recis_lightning.cli import features
 

@@ -60,6 +60,8 @@ def _check_table(table: Table) -> Iterator[str]:
             yield f"{where}: initializer {option} is {value}, need at least 0"
     if isinstance(initializer, Uniform | TruncatedNormal) and initializer.low >= initializer.high:
         yield f"{where}: initializer low {initializer.low} is not below high {initializer.high}"
+    if table.expected_rows is not None and table.expected_rows < 1:
+        yield f"{where}: expected_rows is {table.expected_rows}, need at least 1"
     yield from find_policy_mistakes(where, table.capacity, table.admission, table.eviction)
 
 

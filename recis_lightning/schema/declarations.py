@@ -147,6 +147,8 @@ class Table:
     capacity: int | None = None
     """How many ids it may hold. At its capacity an eviction that keeps to it makes room; without one, a new id is an
     error."""
+    expected_rows: int | None = None
+    """How many ids it is expected to hold: for `recis plan`; training takes no notice."""
     admission: Admission = Always()
     """Which ids get a row when training looks them up: always, counter, probability, bloom, read_only."""
     eviction: tuple[Eviction, ...] = ()

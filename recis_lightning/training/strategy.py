@@ -123,6 +123,11 @@ class ShardedStrategy(DDPStrategy):
         self._rows_group: Any = None
         self._random_state: dict[str, Any] | None = None
 
+    @property
+    def travel(self) -> dict[str, TravelPrecision]:
+        """In which precisions rows and gradients travel: rows_as and grads_as."""
+        return dict(self._travel)
+
     # --------------------------------------------------------------------------------------------------------- ranks
 
     def _configure_launcher(self) -> None:

@@ -3,6 +3,7 @@
 K columns; row k of a table [K, 3] is (address of the values, how many there are, address of the results).
 """
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,13 @@ def describe(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> NDArray[np.
 def addresses(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
     """Where contiguous tensors lie, int64 [K]."""
     return np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+
+
+def array_at(address: int, count: int, dtype: Any) -> NDArray[Any]:
+    """What lies at an address, to read and to write: whoever calls keeps it alive."""
+    nbytes = count * np.dtype(dtype).itemsize
+    memory = (ctypes.c_uint8 * nbytes).from_address(address) if nbytes else bytearray()
+    return np.frombuffer(memory, dtype)
 
 
 def _pointer_to(element: Any) -> Any:
@@ -77,4 +85,5 @@ int64_at = _pointer_to(types.int64)
 int32_at = _pointer_to(types.int32)
 uint8_at = _pointer_to(types.uint8)
 float32_at = _pointer_to(types.float32)
+float64_at = _pointer_to(types.float64)
 values_at = _pointer_to_element()  # values_at(address, array): of the type that the array holds

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.sources import cut, extract, file_column, flatten
@@ -153,20 +152,17 @@ def filler_of(column: Column) -> float | None:
     return None if isinstance(column.default, tuple) else column.default
 
 
-def extract_columns(batch: pa.RecordBatch, selection: Selection) -> dict[str, pa.Array]:
-    """A stripe's columns as they are declared: parts of structs, pairs and maps found, times counted, nothing cut."""
-    stored = dict(zip(batch.schema.names, batch.columns, strict=True))
-    plain = selection.plain
-    return {
-        column.name: stored[column.name] if column.name in plain else extract(batch, column)
-        for column in selection.columns
-    }
+def extract_column(batch: pa.RecordBatch, column: Column, selection: Selection) -> pa.Array:
+    """A column as it is declared: parts of structs, pairs and maps found, times counted, nothing cut."""
+    return batch.column(column.name) if column.name in selection.plain else extract(batch, column)
 
 
 def cut_columns(arrays: Mapping[str, pa.Array], selection: Selection) -> dict[str, pa.Array]:
-    """Lists cut to their lengths, and nested ones flattened, their levels beside them."""
+    """Lists cut to their lengths, and nested ones flattened, their levels beside them: of the columns given."""
     found = dict(arrays)
     for column in selection.shaped:
+        if column.name not in found:
+            continue
         array = found[column.name]
         if column.max_length is not None:
             array = cut(array, column.max_length, column.keep)
@@ -177,25 +173,24 @@ def cut_columns(arrays: Mapping[str, pa.Array], selection: Selection) -> dict[st
     return found
 
 
-# ---------------------------------------------------------------------------------------------- Arrow arrays to buffers
+# ---------------------------------------------------------------------------------------------------- to plain numbers
 
 
-def to_buffers(array: pa.Array, column: Column) -> tuple[types.Column, bool]:
-    """The buffers of an array of single values, and whether some are strings that are no numbers (they become null)."""
-    numbers, has_bad_strings = _to_numbers(array, column)
-    return types.Column(_values(numbers), _validity(numbers)), has_bad_strings
+def to_numbers(array: pa.Array, column: Column) -> tuple[pa.Array, bool]:
+    """An array of int64, float32, float64 or uint8, or of lists of them, and whether some strings are no numbers.
 
-
-def to_list_buffers(array: pa.ListArray | pa.StringArray, column: Column) -> tuple[types.ListColumn, bool]:
-    """The buffers of an array of lists, or of texts to tokenize; and as `to_buffers` whether some are no numbers."""
+    Strings are hashed or parsed (null where they are no numbers), and texts tokenized.
+    """
     if column.tokenizer is not None:
-        array = tokenizer_of(column).encode_array(array)
-    array.validate()  # its offsets are followed without looking
+        return tokenizer_of(column).encode_array(array), False
+    if not pa.types.is_list(array.type):
+        return _to_numbers(array, column)
+    values, has_bad_strings = _to_numbers(array.values, column)
     assert array.offset == 0
-    offsets = np.frombuffer(array.buffers()[1], np.int32, len(array) + 1)
-    offsets.flags.writeable = False
-    numbers, has_bad_strings = _to_numbers(array.values, column)
-    return types.ListColumn(_values(numbers), _validity(numbers), offsets, _validity(array)), has_bad_strings
+    validity, offsets = array.buffers()[:2]
+    return pa.Array.from_buffers(
+        pa.list_(values.type), len(array), [validity, offsets], array.null_count, children=[values]
+    ), has_bad_strings
 
 
 def _to_numbers(array: pa.Array, column: Column) -> tuple[pa.Array, bool]:
@@ -254,28 +249,6 @@ def _parse_string(text: str | None, dtype: pa.DataType) -> float | int | None:
     # Arrow makes infinity of 1e400, too; meant is only what is written so.
     is_too_large = isinstance(number, float) and math.isinf(number) and "inf" not in (text or "").lower()
     return None if is_too_large else number
-
-
-def _values(array: pa.Array) -> NDArray[np.generic]:
-    assert array.offset == 0
-    buffer = array.buffers()[1]
-    dtype = array.type.to_pandas_dtype()
-    values = np.frombuffer(buffer, dtype, len(array)) if len(array) else np.empty(0, dtype)
-    # One kind of array to the kernels, which are compiled for each kind.
-    values.flags.writeable = False
-    return values
-
-
-NO_BITS = np.empty(0, np.uint8)
-NO_BITS.flags.writeable = False
-
-
-def _validity(array: pa.Array) -> NDArray[np.uint8]:
-    if not array.null_count:
-        return NO_BITS
-    bits = np.frombuffer(array.buffers()[0], np.uint8)
-    bits.flags.writeable = False
-    return bits
 
 
 # --------------------------------------------------------------------------------------------------------------- faults

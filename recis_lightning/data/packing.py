@@ -91,7 +91,7 @@ class BatchPacker:
         counts = np.zeros(ends[-1], np.int64)
         pack.count_present(sources.present_PI, sources.spans_P2, counts[: ends[0]])
         for lists, first, last in zip(sources.lists, ends, ends[1:], strict=False):
-            pack.count_lists(lists.offsets_PL, sources.spans_P2, counts[first:last])
+            pack.count_lists(lists.lengths_PL, sources.spans_P2, counts[first:last])
         return counts
 
     def _plan(self, rows: int, counts: NDArray[np.int64]) -> _Plan:
@@ -141,7 +141,7 @@ def _list_columns(selection: Selection) -> tuple[tuple[Column, ...], ...]:
 class _ListSources(NamedTuple):
     """The lists of one dtype."""
 
-    offsets_PL: NDArray[np.int64]
+    lengths_PL: NDArray[np.int64]
     starts_PL: NDArray[np.int64]
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recis_lightning.data.columns import to_buffers
+from recis_lightning.data.columns import to_numbers
 from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.sources import KEY, VALUE, extract, lengths_of
@@ -65,7 +65,7 @@ class Distinct:
 def hash_values(values: pa.Array) -> NDArray[np.uint64]:
     """A 64-bit hash of each value; equal ones have equal hashes. Values are not null."""
     if pa.types.is_string(values.type):
-        hashed: NDArray[np.uint64] = to_buffers(values, _HASHED)[0].values.view(np.uint64)
+        hashed: NDArray[np.uint64] = to_numbers(values, _HASHED)[0].to_numpy().view(np.uint64)
         return hashed
     numbers = values.to_numpy(zero_copy_only=False)
     bits = (numbers.astype(np.float64) + 0.0) if numbers.dtype.kind == "f" else numbers.astype(np.int64)

@@ -3,7 +3,7 @@
 R rows of the block, I id columns, F dense columns, L list columns of one dtype, D numbers of a vector
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -12,28 +12,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from recis_lightning.data.columns import (
-    NO_BITS,
-    Selection,
-    cut_columns,
-    extract_columns,
-    filler_of,
-    find_fault,
-    to_buffers,
-    to_list_buffers,
-)
+from recis_lightning.data.buffers import Located, Locator
+from recis_lightning.data.columns import Selection, cut_columns, extract_column, filler_of, find_fault
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.manifest import Manifest
 from recis_lightning.data.memory import BufferPool
 from recis_lightning.data.plan import Piece, Window
 from recis_lightning.data.sources import find_unequal, lengths_of
+from recis_lightning.ragged import ALIGNMENT
 from recis_lightning.schema import Column
 from triton_ops.pack import types
 from triton_ops.pack.op import Kernels, kernels
-from triton_ops.pack.types import ListColumn
-
-_NO_FLAGS = np.empty(0, np.uint8)  # for dense columns, where a missing value is an error and not a flag
 
 
 @dataclass(frozen=True)
@@ -51,8 +42,8 @@ class Block:
     window: Window
     addresses: NDArray[np.int64]
     """One behind the other: of I int64 [R], of I uint8 [R] (1 where there is an id; address 0 where none is missing),
-    of F float32 [R], and for the list columns of each dtype of L int64 [R + 1], their offsets, and of L int64 [R],
-    which say where each row's values lie.
+    of F float32 [R], and for the list columns of each dtype of L int64 [R], their lengths, and of L int64 [R], which
+    say where each row's values lie.
     """
     vectors: tuple[NDArray[np.float32], ...]  # [R, D] each
     kept_R1: NDArray[np.int64] | None
@@ -67,12 +58,31 @@ class WindowPacker:
     """Packs windows of one data set into blocks."""
 
     def __init__(self, manifest: Manifest, selection: Selection) -> None:
-        self._manifest, self._selection = manifest, selection
-        self._pool = BufferPool()
+        self._form, self._manifest, self._pool = _Form(selection), manifest, BufferPool()
 
     def begin(self, window: Window, order: NDArray[np.int64] | None) -> "Packing":
         """A block to be: row order[k] of the window comes to place k, without an order row k."""
-        return Packing(self._manifest, self._selection, window, order, self._pool)
+        return Packing(self._manifest, self._form, window, order, self._pool)
+
+
+class _Form:
+    """What a selection of columns says of placing them, in the order in which kernels take them."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection, self.locator = selection, Locator(selection)
+        self.id_defaults_I = _defaults(selection.ids, np.dtype(np.int64))
+        self.dense_defaults_F = _defaults(selection.dense, np.dtype(np.float32))
+        self.word_defaults_L = _defaults(selection.word_lists, np.dtype(np.int64))
+        self.float_defaults_L = _defaults(selection.float_lists, np.dtype(np.float32))
+        self.byte_defaults_L = _defaults(selection.byte_lists, np.dtype(np.uint8))
+        self.vector_defaults_V = _defaults(selection.vectors, np.dtype(np.float32))
+        self.has_no_default = np.array([column.default is None for column in self.locator.columns], np.bool_)
+        self.is_optional = np.array([column.layout == "optional_list" for column in self.locator.columns], np.bool_)
+
+
+def _defaults(columns: Sequence[Column], dtype: np.dtype) -> NDArray[Any]:
+    """What stands for a missing number, where nothing is declared a 0."""
+    return np.array([dtype.type(filler_of(column) or 0) for column in columns], dtype)
 
 
 @dataclass(frozen=True)
@@ -106,14 +116,16 @@ class Packing:
     def __init__(
         self,
         manifest: Manifest,
-        selection: Selection,
+        form: _Form,
         window: Window,
         order: NDArray[np.int64] | None,
         pool: BufferPool,
     ) -> None:
-        self._manifest, self._selection, self._window, self._pack = manifest, selection, window, kernels()
+        self._manifest, self._form, self._window, self._pack = manifest, form, window, kernels()
+        self._selection, self._pool = form.selection, pool
         self._rows = list(_split(window, order, self._pack))
-        ids, dense, rows = len(selection.ids), len(selection.dense), window.rows
+        selection, rows = form.selection, window.rows
+        ids, dense = len(selection.ids), len(selection.dense)
         # One piece of memory, wider types first so that all of it is aligned. Pages that are not written cost nothing.
         memory = pool.take(rows * (8 * ids + 4 * dense + ids))
         ids_end, dense_end = 8 * ids * rows, (8 * ids + 4 * dense) * rows
@@ -127,9 +139,9 @@ class Packing:
             for column in selection.vectors
         ]
         self._lists = (
-            _ListPacking(selection.word_lists, rows, np.int64, self._pack),
-            _ListPacking(selection.float_lists, rows, np.float32, self._pack),
-            _ListPacking(selection.byte_lists, rows, np.uint8, self._pack),
+            _ListPacking(form.locator.word_lists, form.word_defaults_L, rows, pool),
+            _ListPacking(form.locator.float_lists, form.float_defaults_L, rows, pool),
+            _ListPacking(form.locator.byte_lists, form.byte_defaults_L, rows, pool),
         )
         self._owners: list[Any] = [memory]
         self._nbytes = len(memory) + sum(vector_RD.nbytes for vector_RD in self._vectors)
@@ -144,18 +156,22 @@ class Packing:
     def add(self, index: int, batch: pa.RecordBatch) -> None:
         """Put the rows of a piece, which lie in this stripe, where they belong."""
         rows = self._rows[index]
-        arrays = extract_columns(batch, self._selection)
-        self._compare_weights(arrays, rows)  # before they are cut, which would hide it
-        arrays = cut_columns(arrays, self._selection)
-        for number, column in enumerate(self._selection.ids):
-            self._place_ids(arrays, rows, column, number)
-        for number, column in enumerate(self._selection.dense):
-            self._place_dense(arrays, rows, column, number)
-        for column, target_RD in zip(self._selection.vectors, self._vectors, strict=True):
-            self._place_vectors(arrays, rows, column, target_RD)
+        self._compare_weights(batch, rows)  # before they are cut, which would hide it
+        found = self._form.locator.locate(batch)
+        faulty_K = np.zeros(len(found.sources_K6), np.bool_)
+        self._place_ids(found, rows, faulty_K)
+        self._place_dense(found, rows, faulty_K)
         for lists in self._lists:
-            for number, column in enumerate(lists.columns):
-                self._place_lists(arrays, rows, column, lists, number)
+            if lists.count:
+                self._place_lists(found, rows, lists, faulty_K)
+        if self._vectors:
+            self._place_vectors(found, rows, faulty_K)
+        if rows.is_whole:
+            with self._lock:  # batches copy from the stripe itself
+                self._owners.append(found.owners)
+                self._nbytes += batch.get_total_buffer_size()
+        if faulty_K.any() or found.suspects:
+            self._note_faults(batch, rows, faulty_K, found.suspects)
 
     def fail(self, index: int, error: DataError) -> None:
         """A piece can't be read: an error for the first batch that needs it, those before can still be had."""
@@ -169,7 +185,7 @@ class Packing:
     def finish(self) -> Block:
         kept_R1 = self._leave_out() if self._skipped else None
         present_I = np.where(self._misses_I, _addresses(self._present_IR), 0)
-        lists = [addresses for each in self._lists for addresses in each.finish()]
+        lists = [addresses for each in self._lists for addresses in (each.lengths_L, each.starts_L)]
         addresses = np.concatenate([self._ids_I, present_I, self._dense_F, *lists])
         owners = (*self._owners, self._lists)
         nbytes = self._nbytes + sum(each.nbytes for each in self._lists)
@@ -190,69 +206,82 @@ class Packing:
             lists.leave_out(keep_R)
         return np.concatenate([[0], np.cumsum(keep_R)])
 
-    def _place_ids(self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, number: int) -> None:
-        source, has_bad_strings = _buffers_of(arrays, column)
-        target, present = self._ids_IR[number], self._present_IR[number]
-        if self._take_as_it_lies(source, rows, target.dtype, self._ids_I, number):
-            return
-        if column.default is None and (len(source.validity) or isinstance(source, ListColumn)):
+    def _place_ids(self, found: Located, rows: _Rows, faulty_K: NDArray[np.bool_]) -> None:
+        own = self._form.locator.ids
+        todo_I = self._take_as_it_lies(found.sources_K6[own], rows, np.dtype(np.int64), self._ids_I)
+        sources, has_no_default = found.sources_K6[own][todo_I], self._form.has_no_default[own][todo_I]
+        marked = has_no_default & ((sources[:, types.VALUE_BITS] != 0) | (sources[:, types.OFFSETS] != 0))
+        if marked.any():
             with self._lock:
-                if not self._has_flags_I[number]:
-                    present[:] = 1
-                    self._has_flags_I[number] = True
-        scan = self._pack.place_singles(source, rows.rows, rows.places, target, present, filler_of(column))
-        if scan.missing and column.default is None:
-            self._misses_I[number] = True
-        self._note_faults(arrays, rows, column, scan.long > 0, has_bad_strings)
+                new_I = todo_I[marked][~self._has_flags_I[todo_I[marked]]]
+                self._present_IR[new_I] = 1
+                self._has_flags_I[new_I] = True
+        presents = np.where(marked, _addresses(self._present_IR)[todo_I], 0)
+        defaults = self._form.id_defaults_I[todo_I]
+        scans = self._pack.place_singles(sources, rows.rows, rows.places, self._ids_I[todo_I], presents, defaults)
+        self._misses_I[todo_I[has_no_default & (scans[:, types.MISSING] > 0)]] = True
+        faulty_K[own][todo_I] = scans[:, types.LONG] > 0
 
-    def _place_dense(self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, number: int) -> None:
-        source, has_bad_strings = _buffers_of(arrays, column)
-        target = self._dense_FR[number]
-        if self._take_as_it_lies(source, rows, target.dtype, self._dense_F, number):
-            return
-        scan = self._pack.place_singles(source, rows.rows, rows.places, target, _NO_FLAGS, filler_of(column))
-        is_missing = scan.missing > 0 and column.default is None
-        self._note_faults(arrays, rows, column, is_missing or scan.unfit > 0 or scan.long > 0, has_bad_strings)
-
-    def _place_vectors(
-        self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, target_RD: NDArray[np.float32]
-    ) -> None:
-        source, has_bad_strings = to_list_buffers(arrays[column.name], column)
-        lengths, dim = lengths_of(arrays[column.name])[rows.rows], target_RD.shape[1]
-        # What is of another length is left out: it would be written over others.
-        whole, offsets = lengths == dim, np.arange(0, target_RD.size + 1, dim)
-        default = filler_of(column)
-        scan = self._pack.place_lists(
-            source, rows.rows[whole], rows.places[whole], offsets, target_RD.reshape(-1), default
-        )
-        if not whole.all():
-            target_RD[rows.places[~whole]] = column.default if column.default is not None else 0
-        is_short = bool((lengths[~whole] > 0).any()) or (column.default is None and not whole.all())
-        are_certain = is_short or scan.unfit > 0 or (scan.missing > 0 and default is None)
-        self._note_faults(arrays, rows, column, are_certain, has_bad_strings)
+    def _place_dense(self, found: Located, rows: _Rows, faulty_K: NDArray[np.bool_]) -> None:
+        own = self._form.locator.dense
+        todo_F = self._take_as_it_lies(found.sources_K6[own], rows, np.dtype(np.float32), self._dense_F)
+        sources, has_no_default = found.sources_K6[own][todo_F], self._form.has_no_default[own][todo_F]
+        defaults, no_flags = self._form.dense_defaults_F[todo_F], np.zeros(len(todo_F), np.int64)
+        scans = self._pack.place_singles(sources, rows.rows, rows.places, self._dense_F[todo_F], no_flags, defaults)
+        faulty_K[own][todo_F] = _find_faulty(scans, has_no_default) | (scans[:, types.LONG] > 0)
 
     def _take_as_it_lies(
-        self,
-        source: types.Column | ListColumn,
-        rows: _Rows,
-        dtype: np.dtype,
-        addresses: NDArray[np.int64],
-        number: int,
-    ) -> bool:
-        """Let batches copy from the stripe itself, where it has what they take in the order in which they take it."""
-        if not rows.is_whole or isinstance(source, ListColumn) or len(source.validity) or source.values.dtype != dtype:
-            return False
-        addresses[number] = source.values.ctypes.data + rows.piece.first * dtype.itemsize
-        self._owners.append(source.values)
-        return True
+        self, sources_N6: NDArray[np.int64], rows: _Rows, dtype: np.dtype, addresses_N: NDArray[np.int64]
+    ) -> NDArray[np.intp]:
+        """Let batches copy from the stripe itself, where it has what they take in the order in which they take it.
 
-    def _place_lists(
-        self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, lists: "_ListPacking", number: int
-    ) -> None:
-        source, has_bad_strings = to_list_buffers(arrays[column.name], column)
-        has_faults = lists.add(number, source, rows)
-        is_long = column.layout == "optional_list" and bool((lists.lengths(number)[rows.places] > 1).any())
-        self._note_faults(arrays, rows, column, is_long, has_bad_strings or has_faults)
+        Gives the columns of which that can't be.
+        """
+        if not rows.is_whole:
+            return np.arange(len(sources_N6))
+        is_plain_N = (sources_N6[:, types.VALUE_BITS] == 0) & (sources_N6[:, types.OFFSETS] == 0)
+        is_plain_N &= sources_N6[:, types.KIND] == types.KINDS.index(dtype)
+        first = rows.piece.first * dtype.itemsize
+        addresses_N[is_plain_N] = sources_N6[is_plain_N, types.VALUES] + first
+        return np.flatnonzero(~is_plain_N)
+
+    def _place_lists(self, found: Located, rows: _Rows, lists: "_ListPacking", faulty_K: NDArray[np.bool_]) -> None:
+        own = lists.own
+        sources_L6, where = found.sources_K6[own], (rows.rows, rows.places)
+        counts_L2 = self._pack.measure_lists(sources_L6, *where, lists.lengths_L, lists.starts_L)
+        copied_L = np.arange(lists.count)
+        if rows.is_whole:
+            is_plain_L = (sources_L6[:, types.VALUE_BITS] == 0) & (
+                sources_L6[:, types.KIND] == types.KINDS.index(lists.dtype)
+            )
+            copied_L = np.flatnonzero(~is_plain_L)
+        targets = lists.make_room(counts_L2[copied_L, 0])
+        no_dims, defaults = np.zeros(len(copied_L), np.int64), lists.defaults_L[copied_L]
+        starts = lists.starts_L[copied_L]
+        scans = self._pack.place_lists(sources_L6[copied_L], *where, targets, starts, no_dims, defaults)
+        faulty_K[own][copied_L] = _find_faulty(scans, self._form.has_no_default[own][copied_L])
+        faulty_K[own] |= self._form.is_optional[own] & (counts_L2[:, 1] > 0)
+
+    def _place_vectors(self, found: Located, rows: _Rows, faulty_K: NDArray[np.bool_]) -> None:
+        own = self._form.locator.vectors
+        sources_V6, where = found.sources_K6[own], (rows.rows, rows.places)
+        lengths_VR, starts_VR = np.zeros((2, len(sources_V6), self._window.rows), np.int64)
+        starts_V = _addresses(starts_VR)
+        self._pack.measure_lists(sources_V6, *where, _addresses(lengths_VR), starts_V)
+        targets_V = np.array([target_RD.ctypes.data for target_RD in self._vectors], np.int64)
+        dims_V = np.array([target_RD.shape[1] for target_RD in self._vectors], np.int64)
+        # What is of another length is left out: it would be written over others.
+        scans = self._pack.place_lists(sources_V6, *where, targets_V, starts_V, dims_V, self._form.vector_defaults_V)
+        columns = self._selection.vectors
+        has_no_filler = np.array([filler_of(column) is None for column in columns], np.bool_)
+        faulty_V = _find_faulty(scans, has_no_filler)
+        for number, (column, target_RD) in enumerate(zip(columns, self._vectors, strict=True)):
+            lengths = lengths_VR[number, rows.places]
+            other = lengths != target_RD.shape[1]
+            if other.any():
+                target_RD[rows.places[other]] = column.default if column.default is not None else 0
+                faulty_V[number] |= column.default is None or bool((lengths[other] > 0).any())
+        faulty_K[own] = faulty_V
 
     # -------------------------------------------------------------------------------------------------------- problems
 
@@ -263,19 +292,23 @@ class Packing:
                 self._problem = Problem(place, error)
 
     def _note_faults(
-        self, arrays: Mapping[str, pa.Array], rows: _Rows, column: Column, are_certain: bool, are_possible: bool
+        self, batch: pa.RecordBatch, rows: _Rows, faulty_K: NDArray[np.bool_], suspects: frozenset[str]
     ) -> None:
-        """Look for the first row with a fault, the slow way; where faults are but possible, others may have them."""
-        if not (are_certain or are_possible):
-            return
-        array = arrays[column.name]
+        """Look for the first row with a fault, the slow way; of suspects, others than these rows may have them."""
+        extracted = {each.name: extract_column(batch, each, self._selection) for each in self._selection.columns}
+        arrays = cut_columns(extracted, self._selection)
+        for column, is_faulty in zip(self._form.locator.columns, faulty_K.tolist(), strict=True):
+            if is_faulty or column.name in suspects:
+                self._note_fault(arrays[column.name], rows, column, is_faulty)
+
+    def _note_fault(self, array: pa.Array, rows: _Rows, column: Column, is_certain: bool) -> None:
         for row, place in zip(rows.rows.tolist(), rows.places.tolist(), strict=True):
             fault = find_fault(array[row].as_py(), column, self._selection)
             if fault is not None:
                 everywhere = " (as in all rows of this stripe)" if array.null_count == len(array) else ""
                 self._note_row(rows.piece, row, place, column, fault.replace("is missing", f"is missing{everywhere}"))
                 return
-        if are_certain:
+        if is_certain:
             raise AssertionError(f"column '{column.name}' has a fault that is not found")
 
     def _note_row(self, piece: Piece, row: int, place: int, column: Column, fault: str) -> None:
@@ -283,10 +316,11 @@ class Packing:
         role = self._selection.roles[column.name]
         self._note(place, DataError(f"{where}: column '{column.name}', {role}, {fault}"))
 
-    def _compare_weights(self, arrays: Mapping[str, pa.Array], rows: _Rows) -> None:
+    def _compare_weights(self, batch: pa.RecordBatch, rows: _Rows) -> None:
         """Every row needs as many weights as ids."""
         for ids, weights in self._selection.weights:
-            left, right = arrays[ids], arrays[weights]
+            columns = (self._selection.column(name) for name in (ids, weights))
+            left, right = (extract_column(batch, column, self._selection) for column in columns)
             wrong = np.flatnonzero(find_unequal(left, right)[rows.rows])
             if not len(wrong):
                 continue
@@ -300,51 +334,34 @@ class Packing:
 
 
 class _ListPacking:
-    """List columns of one dtype under construction: how long rows are, and where in their stripes they lie."""
+    """List columns of one dtype under construction: how long rows are, and where they lie."""
 
-    def __init__(self, columns: Sequence[Column], rows: int, dtype: type[np.generic], pack: Kernels) -> None:
-        self.columns, self._dtype, self._pack = columns, np.dtype(dtype), pack
-        self._offsets_LR = np.zeros((len(columns), rows + 1), np.int64)
-        self._starts_LR = np.zeros((len(columns), rows), np.int64)
-        self._sources: list[ListColumn] = []
+    def __init__(self, own: slice, defaults_L: NDArray[Any], rows: int, pool: BufferPool) -> None:
+        self.own, self.defaults_L, self.dtype, self._pool = own, defaults_L, defaults_L.dtype, pool
+        self.count = own.stop - own.start
+        memory = pool.take(16 * self.count * rows)
+        self._lengths_LR, self._starts_LR = memory.view(torch.int64).view(2, self.count, rows).numpy()
+        self.lengths_L, self.starts_L = _addresses(self._lengths_LR), _addresses(self._starts_LR)
+        self._owners: list[Tensor] = [memory]
 
-    def add(self, index: int, source: ListColumn, rows: _Rows) -> bool:
-        """Take a column's rows; whether some row of their stripe has a fault."""
-        source, has_faults = self._make_ready(source, self.columns[index])
-        self._pack.place_starts(source, rows.rows, rows.places, self.lengths(index), self._starts_LR[index])
-        self._sources.append(source)
-        return has_faults
+    def make_room(self, counts_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Addresses of memory for so many values of each of some columns; it lasts as long as this."""
+        nbytes_N = -(-counts_N * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        memory = self._pool.take(int(nbytes_N.sum()))
+        self._owners.append(memory)
+        ends_N: NDArray[np.int64] = memory.data_ptr() + np.cumsum(nbytes_N)
+        return ends_N - nbytes_N
 
     @property
     def nbytes(self) -> int:
-        values = sum(source.values.nbytes for source in self._sources)
-        return self._offsets_LR.nbytes + self._starts_LR.nbytes + values
+        return sum(map(len, self._owners))
 
     def leave_out(self, keep_R: NDArray[np.bool_]) -> None:
-        """Keep some rows only, before `finish`."""
-        lengths_LR = np.compress(keep_R, self._offsets_LR[:, 1:], axis=1)
-        self._offsets_LR = np.pad(lengths_LR, ((0, 0), (1, 0)))
-        self._starts_LR = np.compress(keep_R, self._starts_LR, axis=1)
-
-    def lengths(self, index: int) -> NDArray[np.int64]:
-        """Values of each row of a column, before `finish`."""
-        return self._offsets_LR[index, 1:]
-
-    def _make_ready(self, source: ListColumn, column: Column) -> tuple[ListColumn, bool]:
-        """Values without nulls, of the dtype of the batch: as they are where they are so already."""
-        if not len(source.value_validity) and source.values.dtype == self._dtype:
-            return source, False
-        every = np.arange(len(source.values), dtype=np.uint32)
-        values = np.empty(len(every), self._dtype)
-        singles = types.Column(source.values, source.value_validity)
-        scan = self._pack.place_singles(singles, every, every, values, _NO_FLAGS, filler_of(column))
-        has_faults = scan.unfit > 0 or (scan.missing > 0 and column.default is None)
-        return source._replace(values=values, value_validity=NO_BITS), has_faults
-
-    def finish(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Addresses of each column's offsets and of its rows' starts."""
-        np.cumsum(self._offsets_LR, axis=1, out=self._offsets_LR)
-        return _addresses(self._offsets_LR), _addresses(self._starts_LR)
+        """Keep some rows only."""
+        self._lengths_LR, self._starts_LR = (
+            np.compress(keep_R, array_LR, axis=1) for array_LR in (self._lengths_LR, self._starts_LR)
+        )
+        self.lengths_L, self.starts_L = _addresses(self._lengths_LR), _addresses(self._starts_LR)
 
 
 def _addresses(array: NDArray[Any]) -> NDArray[np.int64]:
@@ -352,6 +369,7 @@ def _addresses(array: NDArray[Any]) -> NDArray[np.int64]:
     return array.ctypes.data + array.strides[0] * np.arange(len(array), dtype=np.int64)
 
 
-def _buffers_of(arrays: Mapping[str, pa.Array], column: Column) -> tuple[types.Column | ListColumn, bool]:
-    to_column = to_buffers if column.layout == "scalar" else to_list_buffers
-    return to_column(arrays[column.name], column)
+def _find_faulty(scans_N3: NDArray[np.int64], has_no_default_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of which columns values are missing that may not, or are unfit."""
+    found: NDArray[np.bool_] = (scans_N3[:, types.UNFIT] > 0) | (has_no_default_N & (scans_N3[:, types.MISSING] > 0))
+    return found

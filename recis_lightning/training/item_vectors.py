@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recis_lightning.data.check import find_mismatches
-from recis_lightning.data.columns import to_list_buffers
+from recis_lightning.data.columns import to_numbers
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.formats import read_stripe
 from recis_lightning.data.manifest import Manifest, Paths, read_manifest
@@ -122,8 +122,9 @@ def _find_new(
 
 @torch.no_grad()
 def _encode(tower: TextTower, texts: pa.Array, column: Column) -> Tensor:
-    buffers, _ = to_list_buffers(texts, column)
-    tokens = Ragged(torch.tensor(buffers.values, dtype=torch.int64), torch.tensor(buffers.offsets, dtype=torch.int64))
+    lists, _ = to_numbers(texts, column)
+    values, offsets = (torch.tensor(array.to_numpy(), dtype=torch.int64) for array in (lists.values, lists.offsets))
+    tokens = Ragged(values, offsets)
     tower.check(tokens, f"column '{column.name}'")
     device = tower.projection.weight.device
     return tower(tokens.to(device)).float().cpu()

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xxhash
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triton_ops.hash_bytes import reference
-from triton_ops.hash_bytes.op import hash_bytes
+from triton_ops.hash_bytes.op import hash_bytes, hash_columns
 
 # (bytes as hex, FarmHash Fingerprint64, MurmurHash64A with seed 0): one length on each side of every branch
 GOLDEN = [
@@ -166,6 +167,18 @@ def test_hash_bytes_gives_the_golden_values(
 def test_hash_bytes_of_a_slice_equals_the_slice_of_the_hashes(implementation: str, kind: str) -> None:
     data, offsets = as_tensors([b"one", b"", b"three", b"four" * 30, b"five"])
     assert torch.equal(hash_bytes(data, offsets[2:5], kind), hash_bytes(data, offsets, kind)[2:4])
+
+
+@pytest.mark.parametrize("kind", ["farm", "murmur", "xxh64"])
+def test_columns_named_by_address_have_the_hashes_of_their_strings(implementation: str, kind: str) -> None:
+    columns = [as_tensors(strings, torch.int32) for strings in ([b"one", b"", b"three"], [b""], [b"four" * 30])]
+    targets = [torch.zeros(len(offsets) - 1, dtype=torch.int64) for _, offsets in columns]
+    table = [
+        (data.data_ptr(), offsets.data_ptr(), len(target), target.data_ptr())
+        for (data, offsets), target in zip(columns, targets, strict=True)
+    ]
+    hash_columns(np.array(table), kind)
+    assert all(torch.equal(target, hash_bytes(*column, kind)) for target, column in zip(targets, columns, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["farm", "murmur", "xxh64"])

@@ -4,10 +4,14 @@ A word is put together from bytes, which the compiler turns into one unaligned l
 int64 and uint64 together become float64 in Numba, and a signed index is checked for wrap-around on every load.
 """
 
+import numba
 import numpy as np
+import torch
 from numba import njit
-from torch import Tensor, from_numpy
+from numpy.typing import NDArray
+from torch import Tensor
 
+from triton_ops.columns import int64_at, uint8_at, values_at
 from triton_ops.hash_bytes import reference
 from triton_ops.jit import kernel
 
@@ -127,38 +131,32 @@ def _farm_long(data, start, n):  # type: ignore[no-untyped-def]
     return _mix(first + _fold(y) * K0 + z, second + x, multiplier)
 
 
-@kernel
-def _hash_farm(data, offsets, out):  # type: ignore[no-untyped-def]
-    for row in range(len(offsets) - 1):
-        start = U(offsets[row])
-        n = U(offsets[row + 1]) - start
-        if n <= U(16):
-            value = _farm_up_to_16(data, start, n)
-        elif n <= U(32):
-            value = _farm_17_to_32(data, start, n)
-        elif n <= U(64):
-            value = _farm_33_to_64(data, start, n)
-        else:
-            value = _farm_long(data, start, n)
-        out[row] = np.int64(value)
+@njit(inline="always")
+def _farm(data, start, n):  # type: ignore[no-untyped-def]
+    if n <= U(16):
+        value = _farm_up_to_16(data, start, n)
+    elif n <= U(32):
+        value = _farm_17_to_32(data, start, n)
+    elif n <= U(64):
+        value = _farm_33_to_64(data, start, n)
+    else:
+        value = _farm_long(data, start, n)
+    return value
 
 
-@kernel
-def _hash_murmur(data, offsets, out):  # type: ignore[no-untyped-def]
-    for row in range(len(offsets) - 1):
-        start = U(offsets[row])
-        n = U(offsets[row + 1]) - start
-        value = n * MURMUR_M
-        for _ in range(n >> U(3)):
-            value = (value ^ _fold(_word(data, start) * MURMUR_M) * MURMUR_M) * MURMUR_M
-            start += U(8)
-        tail = n & U(7)
-        if tail > U(0):
-            word = U(0)
-            for index in range(tail):
-                word |= U(data[start + U(index)]) << (U(8) * U(index))
-            value = (value ^ word) * MURMUR_M
-        out[row] = np.int64(_fold(_fold(value) * MURMUR_M))
+@njit(inline="always")
+def _murmur(data, start, n):  # type: ignore[no-untyped-def]
+    value = n * MURMUR_M
+    for _ in range(n >> U(3)):
+        value = (value ^ _fold(_word(data, start) * MURMUR_M) * MURMUR_M) * MURMUR_M
+        start += U(8)
+    tail = n & U(7)
+    if tail > U(0):
+        word = U(0)
+        for index in range(tail):
+            word |= U(data[start + U(index)]) << (U(8) * U(index))
+        value = (value ^ word) * MURMUR_M
+    return _fold(_fold(value) * MURMUR_M)
 
 
 X1, X2, X3, X4, X5 = (U(constant) for constant in reference.XXH)
@@ -185,28 +183,59 @@ def _xxh64_blocks(data, start, n):  # type: ignore[no-untyped-def]
     return (value ^ _xxh64_round(U(0), d)) * X1 + X4
 
 
+@njit(inline="always")
+def _xxh64(data, start, n):  # type: ignore[no-untyped-def]
+    value = X5
+    if n >= U(32):
+        value = _xxh64_blocks(data, start, n)
+        start += n >> U(5) << U(5)
+    value += n
+    for _ in range((n & U(31)) >> U(3)):
+        value = _rotate(value ^ _xxh64_round(U(0), _word(data, start)), 64 - 27) * X1 + X4
+        start += U(8)
+    if n & U(4):
+        value = _rotate(value ^ _half_word(data, start) * X1, 64 - 23) * X2 + X3
+        start += U(4)
+    for _ in range(n & U(3)):
+        value = _rotate(value ^ U(data[start]) * X5, 64 - 11) * X1
+        start += U(1)
+    value = (value ^ value >> U(33)) * X2
+    value = (value ^ value >> U(29)) * X3
+    return value ^ value >> U(32)
+
+
+@njit(inline="always")
+def _open(columns_K4, column, offset_type):  # type: ignore[no-untyped-def]
+    data, bounds, count, target = columns_K4[column]
+    offsets = numba.carray(values_at(bounds, offset_type), count + 1)
+    return numba.carray(uint8_at(data), offsets[-1]), offsets, numba.carray(int64_at(target), count)
+
+
 @kernel
-def _hash_xxh64(data, offsets, out):  # type: ignore[no-untyped-def]
-    for row in range(len(offsets) - 1):
-        start = U(offsets[row])
-        n = U(offsets[row + 1]) - start
-        value = X5
-        if n >= U(32):
-            value = _xxh64_blocks(data, start, n)
-            start += n >> U(5) << U(5)
-        value += n
-        for _ in range((n & U(31)) >> U(3)):
-            value = _rotate(value ^ _xxh64_round(U(0), _word(data, start)), 64 - 27) * X1 + X4
-            start += U(8)
-        if n & U(4):
-            value = _rotate(value ^ _half_word(data, start) * X1, 64 - 23) * X2 + X3
-            start += U(4)
-        for _ in range(n & U(3)):
-            value = _rotate(value ^ U(data[start]) * X5, 64 - 11) * X1
-            start += U(1)
-        value = (value ^ value >> U(33)) * X2
-        value = (value ^ value >> U(29)) * X3
-        out[row] = np.int64(value ^ value >> U(32))
+def _hash_farm(columns_K4, offset_type):  # type: ignore[no-untyped-def]
+    for column in range(len(columns_K4)):
+        data, offsets, target = _open(columns_K4, column, offset_type)
+        for row in range(len(target)):
+            start = U(offsets[row])
+            target[row] = np.int64(_farm(data, start, U(offsets[row + 1]) - start))
+
+
+@kernel
+def _hash_murmur(columns_K4, offset_type):  # type: ignore[no-untyped-def]
+    for column in range(len(columns_K4)):
+        data, offsets, target = _open(columns_K4, column, offset_type)
+        for row in range(len(target)):
+            start = U(offsets[row])
+            target[row] = np.int64(_murmur(data, start, U(offsets[row + 1]) - start))
+
+
+@kernel
+def _hash_xxh64(columns_K4, offset_type):  # type: ignore[no-untyped-def]
+    for column in range(len(columns_K4)):
+        data, offsets, target = _open(columns_K4, column, offset_type)
+        for row in range(len(target)):
+            start = U(offsets[row])
+            target[row] = np.int64(_xxh64(data, start, U(offsets[row + 1]) - start))
 
 
 _KERNELS = {"farm": _hash_farm, "murmur": _hash_murmur, "xxh64": _hash_xxh64}
@@ -214,6 +243,11 @@ _KERNELS = {"farm": _hash_farm, "murmur": _hash_murmur, "xxh64": _hash_xxh64}
 
 def hash_bytes(data: Tensor, offsets: Tensor, kind: str) -> Tensor:
     """As the reference; for checked arguments."""
-    hashes = np.empty(len(offsets) - 1, np.int64)
-    _KERNELS[kind](data.numpy(), offsets.numpy(), hashes)
-    return from_numpy(hashes)
+    data, offsets, hashes = data.contiguous(), offsets.contiguous(), torch.empty(len(offsets) - 1, dtype=torch.int64)
+    column = data.data_ptr(), offsets.data_ptr(), len(hashes), hashes.data_ptr()
+    _KERNELS[kind](np.array([column], np.int64), np.empty(0, np.int32 if offsets.dtype == torch.int32 else np.int64))
+    return hashes
+
+
+def hash_columns(columns_K4: NDArray[np.int64], kind: str) -> None:
+    _KERNELS[kind](columns_K4, np.empty(0, np.int32))

@@ -2,7 +2,9 @@
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from triton_ops.dispatch import choose
@@ -10,6 +12,7 @@ from triton_ops.hash_bytes import cpu, reference
 
 HashKind = Literal["farm", "murmur", "xxh64"]
 _IMPLEMENTATIONS = {"reference": reference.hash_bytes, "cpu": cpu.hash_bytes}
+_BY_ADDRESS = {"reference": reference.hash_columns, "cpu": cpu.hash_columns}
 
 
 def hash_bytes(
@@ -37,3 +40,12 @@ def hash_bytes(
             f"offsets run from {first} to {last} over {len(data)} bytes; they must rise and stay inside the data"
         )
     return _IMPLEMENTATIONS[choose("hash_bytes", data.device)](data, offsets, kind)
+
+
+def hash_columns(columns_K4: NDArray[np.int64], kind: HashKind) -> None:
+    """Hash columns of strings that are named by address, as `hash_bytes`: b"a" and offsets 0, 1, 1 -> two int64.
+
+    A line is (address of the bytes, address of int32 offsets, how many strings, address for their hashes). It trusts
+    its caller: offsets must rise and stay inside the bytes, and all of it must be kept alive meanwhile.
+    """
+    _BY_ADDRESS[choose("hash_bytes", torch.device("cpu"))](columns_K4, kind)

@@ -1,12 +1,10 @@
 """Pack Arrow's columns: place rows of a stripe into a window's block, then append spans of blocks to a batch.
 
-All of it works on host memory, on the NumPy arrays that lie over Arrow's buffers. The functions trust their callers on
-shapes, since they are called for every column of every stripe: rows, places and offsets beyond an array's end would
-reach outside its memory. `default` None means that missing stays missing.
+All of it works on host memory, for all columns of a kind in one call, which are named by address; whoever calls keeps
+them alive meanwhile. The functions trust their callers, since they are called for every stripe and every batch: rows,
+places and offsets beyond an array's end would reach outside its memory.
 
-What is appended may lie in many places, so it is named by address; whoever calls keeps it alive meanwhile.
-
-R rows of a block, P spans of rows of blocks, I id columns, F dense columns, L list columns
+K columns, R rows of a block, P spans of rows of blocks, I id columns, F dense columns, L list columns
 """
 
 from typing import Protocol
@@ -17,50 +15,67 @@ from numpy.typing import NDArray
 
 from triton_ops.dispatch import choose
 from triton_ops.pack import cpu, reference
-from triton_ops.pack.types import Column, ListColumn, Scan
 
 
 class Kernels(Protocol):
     """What an implementation of packing offers."""
 
-    def place_singles(
+    def find_buffers(
         self,
-        column: Column | ListColumn,
-        rows: NDArray[np.uint32],  # [n], row numbers in the column
-        places: NDArray[np.uint32],  # [n], in [0, R)
-        target: NDArray[np.generic],  # [R], int64 or float32
-        present: NDArray[np.uint8],  # [R], ones at first; or empty
-        default: float | None,
-    ) -> Scan:
-        """Put a column's rows where they belong: of 7, null, 9 rows 2, 0, 1 to places 0, 1, 2 -> [9, 7, default].
+        record: int,  # address of a record batch in Arrow's C data interface
+        columns_K: NDArray[np.int64],  # which of its columns: numbers, lists of numbers, strings
+        slots_K: NDArray[np.int64],  # which rows of the table they fill, all but the kind
+        sources: NDArray[np.int64],  # [.., 6], a table of sources
+    ) -> bool:
+        """Look up where columns lie; False where one is a slice of another, whose bits need not begin at a byte.
 
-        Where the value is null the target gets the default, or 0, and ``present`` 0 where no default is given. Of a
-        list column at most one value a row is expected: a null or empty list, and a null inside, are missing; longer
-        lists are counted. Integers go to int64 or float32, floats to float32.
+        A column of strings is told as their bytes, how many strings there are, and their offsets.
         """
 
-    def place_starts(
+    def place_singles(
         self,
-        column: ListColumn,
-        rows: NDArray[np.uint32],  # [n], row numbers in the column
-        places: NDArray[np.uint32],  # [n], in [0, R)
-        lengths: NDArray[np.int64],  # [R]
-        starts: NDArray[np.int64],  # [R], addresses of values; anything where the length is 0
-    ) -> None:
-        """Say of rows how long they are and where they lie: of [5, 6], null, [7] rows 2, 0, 1 -> lengths 1, 2, 0."""
+        sources_K6: NDArray[np.int64],  # a table of sources
+        rows: NDArray[np.uint32],  # [n], row numbers in the columns
+        places: NDArray[np.uint32],  # [n], in [0, R), rising
+        targets_K: NDArray[np.int64],  # addresses of [R] of the dtype of the defaults
+        presents_K: NDArray[np.int64],  # addresses of uint8 [R], ones at first; 0 where nothing is to be marked
+        defaults_K: NDArray[np.generic],  # int64 or float32
+    ) -> NDArray[np.int64]:
+        """Put rows where they belong: of 7, null, 9 rows 2, 0, 1 to places 0, 1, 2 -> [9, 7, default]; gives scans.
+
+        Where the value is null the target gets the default, and ``present`` 0. Of a list column at most one value a row
+        is expected: a null or empty list, and a null inside, are missing; longer lists are counted. Integers go to
+        int64 or float32, floats to float32.
+        """
+
+    def measure_lists(
+        self,
+        sources_L6: NDArray[np.int64],  # a table of sources
+        rows: NDArray[np.uint32],  # [n], row numbers in the columns
+        places: NDArray[np.uint32],  # [n], in [0, R), rising
+        lengths_L: NDArray[np.int64],  # addresses of int64 [R]
+        starts_L: NDArray[np.int64],  # addresses of int64 [R], each for the address of a row's values
+    ) -> NDArray[np.int64]:
+        """Say of rows how long they are and where they lie: of [5, 6], null, [7] rows 2, 0, 1 -> lengths 1, 2, 0.
+
+        Gives [L, 2], the sum of the lengths, and how many rows are longer than one. The start of an empty row means
+        nothing.
+        """
 
     def place_lists(
         self,
-        column: ListColumn,
-        rows: NDArray[np.uint32],  # [n], row numbers in the column
-        places: NDArray[np.uint32],  # [n], in [0, R)
-        target_offsets: NDArray[np.int64],  # [R] or [R + 1], where each place's values begin in the target
-        target: NDArray[np.generic],  # [N], int64 or float32
-        default: float | None,
-    ) -> Scan:
-        """Put the values of rows where they belong: of [5, 6], [7] rows 1, 0 to places 0, 1, offsets 0, 1 -> 7, 5, 6.
+        sources_L6: NDArray[np.int64],  # a table of sources
+        rows: NDArray[np.uint32],  # [n], row numbers in the columns
+        places: NDArray[np.uint32],  # [n], in [0, R), rising
+        targets_L: NDArray[np.int64],  # addresses of room for all values, of the dtype of the defaults
+        starts_L: NDArray[np.int64],  # addresses of int64 [R], each for the address of a row's values
+        dims_L: NDArray[np.int64],  # 0, or how long every row should be
+        defaults_L: NDArray[np.generic],  # int64, float32 or uint8
+    ) -> NDArray[np.int64]:
+        """Copy rows one behind the other, and say where: of [5, 6], [7] rows 1, 0 -> 7, 5, 6; gives scans.
 
-        A null inside a list gets the default, or 0, and is counted as missing.
+        Rows of a declared length ``dim`` go to dim times their place instead, with no word where; those of another
+        length are left out. A null inside a list gets the default.
         """
 
     def group_rows(
@@ -97,15 +112,15 @@ class Kernels(Protocol):
 
     def count_lists(
         self,
-        offsets_PL: NDArray[np.int64],  # addresses of int64 [R + 1]
+        lengths_PL: NDArray[np.int64],  # addresses of int64 [R]
         spans_P2: NDArray[np.int64],  # rows [first, last) of each span
         counts_L: NDArray[np.int64],
     ) -> None:
-        """Add to ``counts_L`` how many values the spans' lists have: offsets 0, 2, 3, span 1 to 2 -> [1]."""
+        """Add to ``counts_L`` how many values the spans' lists have: lengths 2, 1, span 1 to 2 -> [1]."""
 
     def append_lists(
         self,
-        offsets_PL: NDArray[np.int64],  # addresses of int64 [R + 1], whose differences are the lengths
+        lengths_PL: NDArray[np.int64],  # addresses of int64 [R]
         starts_PL: NDArray[np.int64],  # addresses of int64 [R], each the address of a row's values
         spans_P2: NDArray[np.int64],  # rows [first, last) of each span
         words: NDArray[np.int64],  # the batch's buffer as int64

@@ -45,6 +45,8 @@ class Result:
     """The median over runs of theirs / ours, each from the same run."""
     worst_ratio: float
     """The least of these."""
+    bar: float | None = None
+    """The ratio that the project promises, where it does."""
     ours: float
     theirs: float
     unit: str
@@ -55,10 +57,20 @@ class Result:
     versions: dict[str, str] = field(default_factory=versions)
 
 
+def verdict(result: Result) -> str:
+    """A ratio of 0.8 where 0.75 is promised: "0.75 PASS"; nothing where nothing is."""
+    if result.bar is None:
+        return ""
+    return f"{result.bar:.2f} {'PASS' if result.ratio >= result.bar else 'FAIL'}"
+
+
 def print_table(results: Sequence[Result]) -> None:
-    header = ("what", "against", "ratio", "worst", "ours", "theirs", "unit")
+    header = ("what", "against", "ratio", "worst", "bar", "ours", "theirs", "unit")
     rows = [
-        (r.name, r.rival, f"{r.ratio:.2f}x", f"{r.worst_ratio:.2f}x", f"{r.ours:.4g}", f"{r.theirs:.4g}", r.unit)
+        (
+            *(r.name, r.rival, f"{r.ratio:.2f}x", f"{r.worst_ratio:.2f}x", verdict(r)),
+            *(f"{r.ours:.4g}", f"{r.theirs:.4g}", r.unit),
+        )
         for r in results
     ]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment
 
 T = TypeVar("T")
 
-FAILURE = "recis/failure"  # under which the store holds what the first rank that failed said
+FAILURE = "failure"  # under which the store holds what the first rank that failed said
 # Seconds that a rank whose peers have gone waits for one of them to say why. They say it before they close connections;
 # and five seconds after a rank was killed, at most, Lightning's launcher kills the others in the midst of a word.
 PATIENCE = 1.0
@@ -112,6 +112,8 @@ def connect(environment: ClusterEnvironment, backend: str, timeout: timedelta | 
     rank, world_size = environment.global_rank(), environment.world_size()
     options = {} if timeout is None else {"timeout": timeout}
     store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, **options))
+    # torchrun keeps its store when it starts ranks again: they would call those of the last time, who are gone.
+    store = dist.PrefixStore(f"recis/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     dist.init_process_group(
         backend, store=dist.PrefixStore("default", store), rank=rank, world_size=world_size, timeout=timeout
     )

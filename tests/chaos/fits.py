@@ -65,13 +65,25 @@ class LossLog(Callback):
         os.write(self._file, f"{trainer.fit_loop.total_batch_idx:08d} {loss}\n".encode())
 
 
+class KillOnce(Callback):
+    """kill -9 of rank 1 at a batch, the first time that torchrun has started it."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        is_due = trainer.global_rank == 1 and trainer.fit_loop.total_batch_idx == self.batch
+        if is_due and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def make_data(folder: Path, steps: int) -> None:
     """Rows for ``steps`` batches over all epochs."""
     synthesize(Schema.from_dict(SCHEMA), folder, steps // EPOCHS * BATCH)
 
 
-def write_recipe(folder: Path, data: Path) -> Path:
-    """A recipe whose checkpoints and losses go to ``folder``."""
+def write_recipe(folder: Path, data: Path, *callbacks: dict[str, Any]) -> Path:
+    """A recipe whose checkpoints and losses go to ``folder``, with more callbacks if wanted."""
     keep = {
         "dirpath": str(folder / "checkpoints"),
         "every_n_train_steps": EVERY,
@@ -96,6 +108,7 @@ def write_recipe(folder: Path, data: Path) -> Path:
             "callbacks": [
                 {"class_path": "tests.chaos.fits.LossLog", "init_args": {"folder": str(folder)}},
                 {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": keep},
+                *callbacks,
             ],
         },
     }
@@ -110,7 +123,17 @@ Started = list["subprocess.Popen[bytes] | BaseProcess"]
 
 def launch(recipe: Path, errors: Path) -> Started:
     """`recis fit --trainer.devices 2`: a process that starts the other one."""
-    command = [sys.executable, "-W", "ignore", "-m", "recis_lightning", *_arguments(recipe)]
+    return _start(["-m", "recis_lightning", *_arguments(recipe)], errors)
+
+
+def launch_again(recipe: Path, errors: Path) -> Started:
+    """`torchrun --max-restarts 1`: it starts both ranks once more when one has failed."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "--max-restarts", "1"]
+    return _start(["-m", *launcher, "-m", "recis_lightning", *_arguments(recipe)], errors)
+
+
+def _start(arguments: list[str], errors: Path) -> Started:
+    command = [sys.executable, "-W", "ignore", *arguments]
     environment = shell_environment() | {"OMP_NUM_THREADS": "1"}
     with errors.open("wb") as file:
         return [subprocess.Popen(command, stderr=file, cwd=ROOT, env=environment, start_new_session=True)]

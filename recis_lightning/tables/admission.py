@@ -1,11 +1,12 @@
 """Which unknown ids of a group of tables get a row: all, the n-th time, by chance, or none.
 
 Every decision is one for all occurrences of an id in a lookup, so that it does not depend on their order. Rules for
-several tables run in one call.
+several tables run in one call, where the group's rows lie.
 
 M unknown ids of a lookup with repetitions, T tables of the group, S virtual shards.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from recis_lightning.schema import Table
 from recis_lightning.schema.policies import BLOOM_CELLS_MOST, Always, Bloom, Counter, Probability
+from recis_lightning.tables.indices import make_index
 from recis_lightning.tables.memory import reserve
 from recis_lightning.tables.rows import RowStore, TableFullError
 from triton_ops.group_by_row import LAST_TICK, group_by_row
-from triton_ops.index import SHARDS, Index, mix64, virtual_shard
+from triton_ops.index import SHARDS, mix64, virtual_shard
 from triton_ops.row_layout import COUNT, GRANULE, ID, LAST_STEP
 
 
@@ -32,7 +34,7 @@ class _Rule(Protocol):
         """Forget what it knows of a table: all, or of ids that were last met before a step."""
 
     def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
-        """What it knows of a table's virtual shards [first_shard, last_shard), as copies."""
+        """What it knows of a table's virtual shards [first_shard, last_shard), as copies on the CPU."""
 
     def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
         """Take over what `export` gave."""
@@ -47,19 +49,19 @@ class _Rule(Protocol):
 class Gate:
     """The admission rules of a group of tables."""
 
-    def __init__(self, tables: Sequence[Table], seed: int, max_rows: int | None) -> None:
+    def __init__(self, tables: Sequence[Table], seed: int, max_rows: int | None, device: torch.device) -> None:
         kinds = [table.admission.kind for table in tables]
         self.is_open = kinds == [Always.kind] * len(kinds)
         """Whether every id is admitted everywhere."""
-        self._is_open_T = torch.tensor([kind == Always.kind for kind in kinds])
+        self._is_open_T = torch.tensor([kind == Always.kind for kind in kinds], device=device)
         self._rules: dict[str, _Rule] = {}
         if Counter.kind in kinds:
-            self._rules[Counter.kind] = _CountingRule(tables, max_rows)
+            self._rules[Counter.kind] = _CountingRule(tables, max_rows, device)
         if Bloom.kind in kinds:
-            self._rules[Bloom.kind] = _BloomRule(tables)
+            self._rules[Bloom.kind] = _BloomRule(tables, device)
         if Probability.kind in kinds:
-            self._rules[Probability.kind] = _ChanceRule(tables, seed)
-        self._covers_T = {kind: torch.tensor([kind == other for other in kinds]) for kind in self._rules}
+            self._rules[Probability.kind] = _ChanceRule(tables, seed, device)
+        self._covers_T = {kind: torch.tensor([kind == k for k in kinds], device=device) for kind in self._rules}
         self._kinds = kinds
 
     def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
@@ -104,11 +106,12 @@ class Gate:
 class _CountingRule:
     """Counts exactly, in tables of their own: an index, and rows that are only their records."""
 
-    def __init__(self, tables: Sequence[Table], max_rows: int | None) -> None:
+    def __init__(self, tables: Sequence[Table], max_rows: int | None, device: torch.device) -> None:
         self._names = [table.name for table in tables]
-        self._threshold_T = torch.tensor([getattr(table.admission, "threshold", 1) for table in tables])
-        self._rows = RowStore(len(tables), (0, torch.float32), (0, torch.float32), max_rows)
-        self._index = Index(len(tables), self._rows.slots.numpy())
+        thresholds = [getattr(table.admission, "threshold", 1) for table in tables]
+        self._threshold_T = torch.tensor(thresholds, device=device)
+        self._rows = RowStore(len(tables), (0, torch.float32), (0, torch.float32), max_rows, device=device)
+        self._index = make_index(len(tables), self._rows)
         self._tick = 0
 
     def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
@@ -119,7 +122,8 @@ class _CountingRule:
         self._tick += 1
         rows_U, inverse_M = group_by_row(rows_M, self._rows.meta, self._rows.granule_table, self._tick, step)
         tables_U = self._rows.granule_table[rows_U // GRANULE].long()
-        admitted_U = self._rows.meta[rows_U, COUNT] >= self._threshold_T[tables_U]
+        is_there_U = rows_U >= 0  # on a GPU there are as many places as values
+        admitted_U = is_there_U & (self._rows.meta[rows_U, COUNT] >= self._threshold_T[tables_U])
         self._erase(rows_U[admitted_U], tables_U[admitted_U])
         return admitted_U[inverse_M]
 
@@ -128,9 +132,12 @@ class _CountingRule:
         inserted = self._index.find_or_insert(ids_M, *_runs(tables_M), self._rows.pool)
         self._rows.meta[inserted.new_rows, LAST_STEP] = 0
         self._rows.meta[inserted.new_rows, COUNT] = 0
-        if inserted.full_table is not None:
+        full_table = inserted.full_table
+        if self._rows.is_ahead and self._index.lost(wait=True).any():
+            full_table = int(self._index.lost().argmax())
+        if full_table is not None:
             raise TableFullError(
-                f"table '{self._names[inserted.full_table]}': its admission has room to count {self._rows.room:,} ids "
+                f"table '{self._names[full_table]}': its admission has room to count {self._rows.room:,} ids "
                 "that wait, and it is taken; take admission bloom, or an eviction by age, which forgets them too"
             )
         return inserted.rows
@@ -150,16 +157,19 @@ class _CountingRule:
 
     def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
         ids, rows = self._index.items(table, first_shard, last_shard)
-        return {"ids": ids, "count": self._rows.meta[rows, COUNT], "last_step": self._rows.meta[rows, LAST_STEP]}
+        counts, last_steps = (self._rows.meta[rows, column].cpu() for column in (COUNT, LAST_STEP))
+        return {"ids": ids.cpu(), "count": counts, "last_step": last_steps}
 
     def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
         if "ids" not in state:
             return
         shards = virtual_shard(state["ids"])
         kept = (shards >= first_shard) & (shards < last_shard)
-        rows = self._rows_of(state["ids"][kept], torch.full((int(kept.sum()),), table))
-        self._rows.meta[rows, COUNT] = state["count"][kept]
-        self._rows.meta[rows, LAST_STEP] = state["last_step"][kept]
+        device = self._threshold_T.device
+        ids, counts, last_steps = (state[name][kept].to(device) for name in ("ids", "count", "last_step"))
+        rows = self._rows_of(ids, torch.full_like(ids, table))
+        self._rows.meta[rows, COUNT] = counts
+        self._rows.meta[rows, LAST_STEP] = last_steps
 
     def end_step(self, step: int) -> None:
         """Counts stay, until an eviction by age says otherwise."""
@@ -171,8 +181,8 @@ class _CountingRule:
 
 
 def _runs(tables_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits and tables of the runs that ids of these tables make: [0, 0, 1] -> [0, 2, 3] and [0, 1]."""
-    tables_K, sizes_K = torch.unique_consecutive(tables_M, return_counts=True)
+    """Splits and tables, on the CPU, of the runs that ids of these tables make: [0, 0, 1] -> [0, 2, 3] and [0, 1]."""
+    tables_K, sizes_K = (each.cpu() for each in torch.unique_consecutive(tables_M, return_counts=True))
     splits_K1 = torch.zeros(len(tables_K) + 1, dtype=torch.int64)
     torch.cumsum(sizes_K, 0, out=splits_K1[1:])
     return splits_K1, tables_K
@@ -185,15 +195,19 @@ class _BloomRule:
     owns some virtual shards owns their cells.
     """
 
-    def __init__(self, tables: Sequence[Table]) -> None:
+    def __init__(self, tables: Sequence[Table], device: torch.device) -> None:
         self._names = [table.name for table in tables]
         bytes_ = [table.admission.bytes if isinstance(table.admission, Bloom) else 0 for table in tables]
-        self._width_T = torch.tensor([count // SHARDS for count in bytes_])
+        self._widths = [count // SHARDS for count in bytes_]
         """Cells of a virtual shard."""
-        self._first_T = torch.cat([torch.zeros(1, dtype=torch.int64), (self._width_T * SHARDS).cumsum(0)])
-        self._hashes_T = torch.tensor([getattr(table.admission, "hashes", 0) for table in tables])
-        self._threshold_T = torch.tensor([getattr(table.admission, "threshold", 1) for table in tables])
-        self._cells = reserve((int(self._first_T[-1]),), torch.uint8)
+        self._firsts = list(itertools.accumulate((width * SHARDS for width in self._widths), initial=0))
+        self._thresholds = [getattr(table.admission, "threshold", 1) for table in tables]
+        self._hashes = [getattr(table.admission, "hashes", 0) for table in tables]
+        self._width_T, self._first_T, self._threshold_T, self._hashes_T = (
+            torch.tensor(numbers, device=device)
+            for numbers in (self._widths, self._firsts[:-1], self._thresholds, self._hashes)
+        )
+        self._cells = _cells(self._firsts[-1], device)
         self._halve_every = [getattr(table.admission, "halve_every", None) for table in tables]
         self._halved_at = [0] * len(tables)
         """The step after which cells were last halved, for a step may end twice: where none of the group took part."""
@@ -209,14 +223,14 @@ class _BloomRule:
         """The cells of each id, [M, H], and which of them are meant: tables may have fewer hashes than others."""
         mixed_M = mix64(ids_M)
         start_M, stride_M = mixed_M & 0xFFFFFFFF, (mix64(mixed_M) & 0xFFFFFFFF) | 1
-        number_H = torch.arange(int(self._hashes_T.max()))
+        number_H = torch.arange(max(self._hashes), device=ids_M.device)
         width_M1 = self._width_T[tables_M, None]
         place_MH = (start_M[:, None] + stride_M[:, None] * number_H) % width_M1
         first_M1 = self._first_T[tables_M, None] + virtual_shard(ids_M)[:, None] * width_M1
         return first_M1 + place_MH, number_H < self._hashes_T[tables_M, None]
 
     def _part(self, table: int, first_shard: int, last_shard: int) -> Tensor:
-        cells_SW = self._cells[self._first_T[table] : self._first_T[table + 1]].view(SHARDS, -1)
+        cells_SW = self._cells[self._firsts[table] : self._firsts[table + 1]].view(SHARDS, -1)
         return cells_SW[first_shard:last_shard]
 
     def forget(self, table: int, last_step_below: int | None) -> None:
@@ -227,17 +241,18 @@ class _BloomRule:
     def export(self, table: int, first_shard: int, last_shard: int) -> dict[str, Tensor]:
         shards = torch.tensor([first_shard, last_shard])
         halved_at = torch.tensor(self._halved_at[table])
-        return {"cells": self._part(table, first_shard, last_shard).clone(), "shards": shards, "halved_at": halved_at}
+        cells = self._part(table, first_shard, last_shard).to("cpu", copy=True)
+        return {"cells": cells, "shards": shards, "halved_at": halved_at}
 
     def load(self, table: int, first_shard: int, last_shard: int, state: Mapping[str, Tensor]) -> None:
         if "cells" not in state:
             return
         begin, end = state["shards"].tolist()
         first, last = max(begin, first_shard), min(end, last_shard)
-        if state["cells"].shape[1] != self._width_T[table]:
+        if state["cells"].shape[1] != self._widths[table]:
             raise ValueError(
                 f"table '{self._names[table]}': a filter of {state['cells'].shape[1] * SHARDS:,} bytes was saved, "
-                f"{int(self._width_T[table]) * SHARDS:,} are declared; declare what was saved"
+                f"{self._widths[table] * SHARDS:,} are declared; declare what was saved"
             )
         self._part(table, first, last).copy_(state["cells"][first - begin : last - begin])
         self._halved_at[table] = int(state["halved_at"])
@@ -249,22 +264,31 @@ class _BloomRule:
                 self._halved_at[table] = step
 
     def stats(self, table: int, scan: bool) -> dict[str, float]:
-        found: dict[str, float] = {"admission_bytes": int(self._width_T[table]) * SHARDS}
+        found: dict[str, float] = {"admission_bytes": self._widths[table] * SHARDS}
         if scan:
             # The occurrence that asks counts as well: cells that lack one of the threshold let it pass.
-            full_S = (self._part(table, 0, SHARDS) >= self._threshold_T[table] - 1).double().mean(dim=1)
-            found["bloom_passes"] = float((full_S ** self._hashes_T[table]).mean())
+            full_S = (self._part(table, 0, SHARDS) >= self._thresholds[table] - 1).double().mean(dim=1)
+            found["bloom_passes"] = float((full_S ** self._hashes[table]).mean())
         return found
+
+
+def _cells(count: int, device: torch.device) -> Tensor:
+    """So many zeros, uint8; on the CPU memory that is used where it is first written."""
+    if device.type == "cpu":
+        return reserve((count,), torch.uint8)
+    with torch.inference_mode(False):  # as those of reserve
+        return torch.zeros(count, dtype=torch.uint8, device=device)
 
 
 class _ChanceRule:
     """Draws for each unknown id of a lookup, from (seed, table, id, step): nothing to keep, whatever comes again."""
 
-    def __init__(self, tables: Sequence[Table], seed: int) -> None:
+    def __init__(self, tables: Sequence[Table], seed: int, device: torch.device) -> None:
         hashes = [xxhash.xxh3_64_intdigest(table.name.encode(), seed=seed % 2**64) for table in tables]
-        self._key_T = torch.tensor([value - 2**64 if value >= 2**63 else value for value in hashes])
+        keys = [value - 2**64 if value >= 2**63 else value for value in hashes]
+        self._key_T = torch.tensor(keys, device=device)
         chances = [getattr(table.admission, "probability", 0.0) for table in tables]
-        self._below_T = torch.tensor([int(chance * 2**53) for chance in chances])
+        self._below_T = torch.tensor([int(chance * 2**53) for chance in chances], device=device)
 
     def admit(self, ids_M: Tensor, tables_M: Tensor, step: int) -> Tensor:
         drawn_M = mix64(mix64(ids_M ^ self._key_T[tables_M]) + step)

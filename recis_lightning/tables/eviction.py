@@ -97,10 +97,14 @@ def _records(table: "DynamicTable", rows: Tensor | slice, column: int) -> Tensor
     return table.group.meta[rows, column]
 
 
+def _is_host(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
 def _pieces(table: "DynamicTable") -> Iterator[tuple[slice, Tensor]]:
     """Rows that were handed out, and the last step of each."""
     # On the CPU pieces that stay in its caches; elsewhere larger ones, since each costs the host some launches.
-    most = 1 << 18 if table.group.meta.device.type == "cpu" else 1 << 22
+    most = 1 << 18 if _is_host(table.group.meta.device) else 1 << 22
     for piece in table.group.rows.handed_out(table.number, most):
         yield piece, _records(table, piece, LAST_STEP)
 
@@ -140,14 +144,14 @@ def _lowest(count: int, table: "DynamicTable", rows: Tensor, keys: Tensor, *colu
 
 def _at_place(keys: Tensor, count: int) -> Tensor:
     """The lowest number that ``count`` keys are at most."""
-    if keys.device.type == "cpu":  # NumPy's is five times as fast
+    if _is_host(keys.device):  # NumPy's is five times as fast
         return torch.from_numpy(np.partition(keys.numpy(), count - 1)[count - 1 : count])
     return keys.topk(count, largest=False, sorted=False).values.max()
 
 
 def _order(keys: Tensor, ids: Tensor) -> Tensor:
     """Places in order of keys, of equal ones in that of ids."""
-    if keys.device.type == "cpu":  # NumPy's is twice as fast
+    if _is_host(keys.device):  # NumPy's is twice as fast
         return torch.from_numpy(np.lexsort((ids.numpy(), keys.numpy())))
     by_id = ids.argsort()
     return by_id[keys[by_id].argsort(stable=True)]

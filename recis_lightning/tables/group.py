@@ -114,7 +114,7 @@ class TableGroup:
         """Where that is noted."""
         self.buffers = BufferPool(self.device)
         """Memory for the outputs and gradients of lookups."""
-        self.gate = Gate(tables, seed, max_rows)
+        self.gate = Gate(tables, seed, max_rows, self.device)
         """Decides which unknown ids get a row."""
         self.events = np.zeros((len(tables), 4), dtype=np.int64)
         """int64 [tables, 4]: what has happened to ids, by the columns that table.py names."""
@@ -202,7 +202,8 @@ class TableGroup:
         for table, other in zip(self.tables, moved.tables, strict=True):
             other.take_over(table)
             table.oldest = Queue()  # which speaks of rows
-        kept = "tables", "gate", "events", "frozen_lookups", "erasures"
+        moved.gate.restore(self.gate.snapshot())
+        kept = "tables", "events", "frozen_lookups", "erasures"
         vars(self).update({name: value for name, value in vars(moved).items() if name not in kept})
         self.erasures += 1  # rows that were looked up before are no longer theirs
 
@@ -288,26 +289,26 @@ class TableGroup:
         self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, counts_N: Tensor | None
     ) -> Tensor:
         rows_N = self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
-        unknown_M = (rows_N == DEFAULT_ROW).nonzero().squeeze(1).cpu()
+        unknown_M = (rows_N == DEFAULT_ROW).nonzero().squeeze(1)
         if len(unknown_M) == 0:
             return rows_N
-        unknown_ids_M = ids_N[unknown_M.to(self.device)].cpu()  # what is known of them is there
-        run_sizes_K = torch.searchsorted(unknown_M, splits_K1).diff()
-        tables_M = table_index_K.repeat_interleave(run_sizes_K)
+        unknown_ids_M, device_splits_K1 = ids_N[unknown_M], to_device(splits_K1, self.device)
+        run_sizes_K = torch.searchsorted(unknown_M, device_splits_K1).diff()
+        tables_M = to_device(table_index_K, self.device).repeat_interleave(run_sizes_K, output_size=len(unknown_M))
         ends_M: slice | Tensor = slice(None)
         ids_O, tables_O = unknown_ids_M, tables_M
         if counts_N is not None:  # all occurrences: the gate counts them, and decides once for those of an id
-            counts_M = counts_N.cpu()[unknown_M]
+            counts_M = counts_N[unknown_M]
             ids_O, tables_O = ids_O.repeat_interleave(counts_M), tables_M.repeat_interleave(counts_M)
             ends_M = counts_M.cumsum(0) - 1
         admitted_O = self.gate.admit(ids_O, tables_O, self.clock)
-        self.events[:, REFUSED] += torch.bincount(tables_O[~admitted_O], minlength=len(self)).numpy()
+        self.events[:, REFUSED] += torch.bincount(tables_O[~admitted_O], minlength=len(self)).cpu().numpy()
         admitted_M = admitted_O[ends_M]
         admitted = unknown_M[admitted_M]
         if len(admitted):
             before = [len(table) for table in self.tables]
-            admitted_ids, where = unknown_ids_M[admitted_M].to(self.device), admitted.to(self.device)
-            rows_N[where] = self._insert(admitted_ids, torch.searchsorted(admitted, splits_K1), table_index_K).rows
+            splits = torch.searchsorted(admitted, device_splits_K1).cpu()
+            rows_N[admitted] = self._insert(unknown_ids_M[admitted_M], splits, table_index_K).rows
             self.events[:, ADMITTED] += [len(table) - count for table, count in zip(self.tables, before, strict=True)]
         return rows_N
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from recis_lightning.schema import Table, Uniform
 from recis_lightning.schema.policies import Admission, Always, Bloom, Counter, Probability, ReadOnly
 from recis_lightning.tables import TableFullError, TableGroup
+from tests.tables.blocks import choose_implementation
 
 INT64 = torch.iinfo(torch.int64)
 
@@ -53,6 +54,38 @@ def test_an_id_given_once_with_its_number_of_occurrences_counts_as_often() -> No
     assert (rows != group.default_row).tolist() == [True, False, False]
     assert group[0].stats()["refused"] == 3
     assert look_up(group, [5, 7, 8]) == [[True, True, False]]
+
+
+def test_what_is_counted_moves_with_its_group() -> None:
+    group = make_group(Counter(threshold=2), Bloom(bytes=1 << 16, threshold=2))
+    look_up(group, [5, 6], [5])
+    group.build_anew(torch.device("cpu"))
+    assert look_up(group, [5, 7], [5, 7]) == [[True, False], [True, False]]
+
+
+@pytest.mark.parametrize("implementation", ["cpu"], indirect=True)
+def test_kernels_of_a_gpu_decide_and_forget_as_the_cpu(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = Counter(threshold=2), Bloom(bytes=1 << 16, threshold=2, halve_every=3), Probability(probability=0.5)
+    generator = torch.Generator().manual_seed(4)
+    steps = [torch.randint(0, 12, (3, 8), generator=generator).tolist() for _ in range(3)]
+    found = []
+    for place in (implementation, "triton"):
+        choose_implementation(place, monkeypatch)
+        group = make_group(*rules)
+        decided = [look_up(group, *runs) for runs in steps]
+        group[0].erase(torch.tensor([1, 2]))
+        group.gate.end_step(3)
+        exports = [(table.export().ids.tolist(), table.export_admission()) for table in group]
+        copied = copy.deepcopy(group)
+        decided.append(look_up(copied, *steps[0]))
+        found.append((decided, exports, [table.stats()["refused"] for table in copied]))
+    (decided, exports, refused), (decided_there, exports_there, refused_there) = found
+    assert decided == decided_there
+    assert refused == refused_there
+    for (ids, known), (ids_there, known_there) in zip(exports, exports_there, strict=True):
+        assert ids == ids_there
+        assert known.keys() == known_there.keys()
+        assert all(torch.equal(known[name], known_there[name]) for name in known)
 
 
 def test_id_not_admitted_reads_zeros_and_lies_in_no_trained_granule() -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from recis_lightning.schema import Constant, Sgd, Table
 from recis_lightning.schema.policies import Admission, Age, Always, Counter, Eviction, L2Norm, Lfu, Lru, Score, Ttl
-from recis_lightning.tables import PendingGrad, TableFullError, TableGroup, TableSlice
+from recis_lightning.tables import PendingGrad, TableFullError, TableGroup, TableSlice, eviction
 from recis_lightning.tables.group import LENT_ROWS
+from tests.tables.blocks import choose_implementation
 from triton_ops.row_layout import COUNT, LAST_STEP
 
 INT64 = torch.iinfo(torch.int64)
@@ -18,7 +19,7 @@ EVERY_ID = Always()
 
 
 def make_group(
-    *eviction: Eviction, capacity: int | None = None, admission: Admission = EVERY_ID, max_rows: int = 1 << 14
+    *policies: Eviction, capacity: int | None = None, admission: Admission = EVERY_ID, max_rows: int = 1 << 14
 ) -> TableGroup:
     table = Table(
         name="user",
@@ -27,13 +28,14 @@ def make_group(
         optimizer=Sgd(),
         capacity=capacity,
         admission=admission,
-        eviction=eviction,
+        eviction=policies,
     )
     return TableGroup([table], max_rows=max_rows)
 
 
 def train(group: TableGroup, ids: list[int], now: float | None = None) -> dict[str, int]:
     """A step that looks these ids up, and the evictions behind it."""
+    group.begin_step()
     rows = group.lookup(torch.tensor(ids, dtype=torch.int64), torch.tensor([0, len(ids)]), torch.tensor([0]), True)
     group.unique_rows(rows, record=True)
     group[0].step += 1
@@ -240,6 +242,31 @@ def test_eviction_does_not_depend_on_where_rows_lie() -> None:
     other_kept = set(held(other))
     assert set(range(20, 60)) == other_kept
     assert held(one) == [0, 1, 2, 3, 4, *range(25, 60)]
+
+
+@pytest.mark.parametrize("implementation", ["cpu"], indirect=True)
+@pytest.mark.parametrize(
+    "policy", [Age(steps=1, every=1), Lru(), Lfu(every=2), L2Norm(below=1.2, every=2)], ids=lambda p: p.kind
+)
+def test_a_gpu_forgets_what_the_cpu_forgets(
+    implementation: str, policy: Eviction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    steps = [torch.randint(0, 40, (30,), generator=generator).tolist() for _ in range(4)]
+    found = []
+    for place in (implementation, "triton"):
+        choose_implementation(place, monkeypatch)
+        monkeypatch.setattr(eviction, "_is_host", lambda device, is_host=place == implementation: is_host)
+        group = make_group(policy, capacity=None if policy.kind in ("age", "l2_norm") else 12)
+        evicted = []
+        for ids in steps:
+            evicted.append(train(group, ids))
+            few = group[0].find_or_insert(torch.tensor(ids[:3]))
+            group.weight[few] = torch.full((3, 2), 0.5)
+        content = group[0].export()
+        found.append((evicted, content.ids.tolist(), content.last_step.tolist(), content.count.tolist()))
+    assert found[0] == found[1]
+    assert any(found[0][0])
 
 
 def rank(kind: str, model: dict[int, tuple[int, int]], id_: int) -> tuple[int, ...]:

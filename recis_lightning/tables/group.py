@@ -471,6 +471,7 @@ class TableGroup:
             self.captured.ticks += 1
         else:
             self._count_ticks(1)
+            self.watch.begin_step(self.clock)  # for those who look up without `begin_step`
         self._tick_1.add_(1)
         arrays = rows_N, self.meta, self.granule_table, self._tick_1
         return group_by_row(*arrays, self.watch.step if record else None, counts_N)

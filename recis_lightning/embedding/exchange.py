@@ -24,6 +24,7 @@ from torch import Tensor
 from recis_lightning.embedding.route import Request
 from recis_lightning.embedding.wire import Codec, Parcels, Precision, Section, codec_of
 from recis_lightning.tables import PendingGrad, TableGroup
+from recis_lightning.tables.buffers import BufferPool
 from triton_ops.gather_pool import PooledGrad, pool_grads
 from triton_ops.group_by_row import group_by_row
 from triton_ops.index import SHARDS
@@ -84,6 +85,7 @@ class Exchange:
         self.process_group = process_group
         self.rank, self.world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
         self._rows_codec, self._grads_codec = codec_of(rows_as), codec_of(grads_as)
+        self._memory = BufferPool()  # of parcels: fresh memory costs more than what is copied into it
         self._owner_S = torch.empty(SHARDS, dtype=torch.int64)
         for rank in range(self.world_size):
             first, last = owned_shards(rank, self.world_size)
@@ -133,13 +135,14 @@ class Exchange:
         """Send ids, with their counts where an admission needs them; [rank][group][ids, counts] of what came."""
         counted = [insert and (rows.group.is_frozen or not rows.group.gate.is_open) for rows in fetched]
         shapes = [_of_ranks(rows.sent, is_counted) for rows, is_counted in zip(fetched, counted, strict=True)]
-        outgoing = _Post(shapes)
+        outgoing = _Post(shapes, self._memory)
         for number, (part, rows) in enumerate(zip(parts, fetched, strict=True)):
             whole = [part.ids, part.counts] if counted[number] else [part.ids]
             for section, tensor in enumerate(whole):
                 for to, piece in zip(outgoing.sections(number), tensor.split(rows.sent), strict=True):
                     to[section].copy_(piece)
-        incoming = _Post([_of_ranks(rows.received, count) for rows, count in zip(fetched, counted, strict=True)])
+        expected = [_of_ranks(rows.received, count) for rows, count in zip(fetched, counted, strict=True)]
+        incoming = _Post(expected, self._memory)
         self._send(outgoing, incoming)
         return [[incoming.sections(group)[rank] for group in range(len(fetched))] for rank in range(self.world_size)]
 
@@ -153,8 +156,9 @@ class Exchange:
 
     def _answer(self, fetched: Sequence[FetchedRows]) -> None:
         """Send the rows that were asked for, and put those that come side by side."""
-        outgoing = _Post([self._rows_of_ranks(rows.group, rows.received, self._rows_codec) for rows in fetched])
-        incoming = _Post([self._rows_of_ranks(rows.group, rows.sent, self._rows_codec) for rows in fetched])
+        codec, memory = self._rows_codec, self._memory
+        outgoing = _Post([self._rows_of_ranks(rows.group, rows.received, codec) for rows in fetched], memory)
+        incoming = _Post([self._rows_of_ranks(rows.group, rows.sent, codec) for rows in fetched], memory)
         for number, rows in enumerate(fetched):
             for to, piece in zip(outgoing.sections(number), rows.owned_rows.split(rows.received), strict=True):
                 self._rows_codec.encode(rows.group.weight.index_select(0, piece), to)
@@ -167,8 +171,8 @@ class Exchange:
     # ------------------------------------------------------------------------------------------------------ backward
 
     def leave(self, fetched: Sequence[FetchedRows], grads: Sequence[PendingGrad | None], record: bool) -> None:
-        outgoing = _Post([self._grads_of_ranks(rows, rows.sent) for rows in fetched])
-        incoming = _Post([self._grads_of_ranks(rows, rows.received) for rows in fetched])
+        outgoing = _Post([self._grads_of_ranks(rows, rows.sent) for rows in fetched], self._memory)
+        incoming = _Post([self._grads_of_ranks(rows, rows.received) for rows in fetched], self._memory)
         for number, (rows, pending) in enumerate(zip(fetched, grads, strict=True)):
             self._write_grads(rows, pending, outgoing.sections(number))
         self._send(outgoing, incoming)
@@ -251,11 +255,12 @@ class Exchange:
 class _Post:
     """Parcels of all groups: for each rank the sections of the first group, then those of the second, ..."""
 
-    def __init__(self, shapes: Sequence[Sequence[Sequence[Section]]]) -> None:
+    def __init__(self, shapes: Sequence[Sequence[Sequence[Section]]], memory: BufferPool) -> None:
         """``shapes[group][rank]`` are the sections of a group that go to a rank, or come from it."""
         ranks = range(len(shapes[0]) if shapes else 0)
         self._shapes = shapes
-        self.parcels = Parcels([[section for of_group in shapes for section in of_group[rank]] for rank in ranks])
+        sections = [[section for of_group in shapes for section in of_group[rank]] for rank in ranks]
+        self.parcels = Parcels(sections, memory)
 
     def sections(self, group: int) -> list[list[Tensor]]:
         """The sections of one group, for each rank."""

@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from recis_lightning.tables.buffers import BufferPool
+
 Precision = Literal["full", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("full", "bf16", "fp16")
 Section = tuple[torch.dtype, tuple[int, ...]]
@@ -24,11 +26,12 @@ class Parcels:
     Parcels([[(torch.int64, (3,))], []]).splits == [32, 0]: three ids for rank 0, padded, and nothing for rank 1.
     """
 
-    def __init__(self, shapes_of_ranks: Sequence[Sequence[Section]]) -> None:
+    def __init__(self, shapes_of_ranks: Sequence[Sequence[Section]], memory: BufferPool | None = None) -> None:
+        """``memory`` is where the buffer comes from, and goes back to."""
         sizes = [[_padded(dtype.itemsize * math.prod(shape)) for dtype, shape in shapes] for shapes in shapes_of_ranks]
         self.splits = [sum(own) for own in sizes]
         """Bytes of each rank's."""
-        self.buffer = torch.empty(sum(self.splits), dtype=torch.uint8)
+        self.buffer = (memory or BufferPool()).take((sum(self.splits),), torch.uint8)
         self.sections: list[list[Tensor]] = []
         begin = 0
         for shapes, own in zip(shapes_of_ranks, sizes, strict=True):

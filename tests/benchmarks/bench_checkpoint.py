@@ -173,6 +173,7 @@ def run(rows: int = ROWS) -> list[Result]:
                 rival=rival,
                 ratio=statistics.median(ratios),
                 worst_ratio=min(ratios),
+                bar=BOUND if rival == "readinto" else None,
                 ours=size / statistics.median(ours) / 1e9,
                 theirs=size / statistics.median(theirs) / 1e9,
                 unit="GB/s",
@@ -180,8 +181,6 @@ def run(rows: int = ROWS) -> list[Result]:
                 threads=1,
             )
         )
-    verdict = "PASS" if results[0].ratio >= BOUND else "FAIL"
-    print(f"{verdict}: {results[0].ratio:.2f} of the rate of a bare readinto, at least {BOUND} asked for")
     return results
 
 

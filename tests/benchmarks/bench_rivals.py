@@ -22,7 +22,7 @@ import torch
 
 from recis_lightning.schema import Adam, Table, Uniform
 from recis_lightning.tables import TableGroup
-from tests.benchmarks.bench_step import mean_time, ours
+from tests.benchmarks.bench_step import POLICIES, mean_time, ours
 from tests.benchmarks.report import Result
 from tests.benchmarks.rivals.draws import (
     BATCH,
@@ -41,7 +41,6 @@ from tests.benchmarks.rivals.draws import (
 
 FOLDER = "RECIS_RIVALS"
 WIDTHS, RUNS = (16, 64), int(os.environ.get("RECIS_RIVALS_RUNS", "5"))
-POLICIES = {"admission": {"kind": "counter", "threshold": 2}, "eviction": {"kind": "lru"}, "capacity": 1_000_000}
 SCRIPTS = {"torchrec": "torchrec_contestants.py", "tfra": "tfra_contestants.py"}
 
 

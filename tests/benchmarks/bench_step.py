@@ -1,10 +1,11 @@
 """Training steps in a bare loop: 26 tables, ids zipf(1.05) and 2 % never seen, an MLP, Adam; against stock torch.
 
-Ours keeps exact tables that grow, in two situations: tables that know the zipf ids, so that 2 % of ids are new; and
-tables that begin empty, where about 36 % are. The rival keeps one `nn.EmbeddingBag(sparse=True)` of fixed size for
-hashed ids and updates it with SparseAdam; its ids are hashed before the clock starts, and lie so that its output is
-the MLP's input as it is. Each contestant runs in a process of its own, on one thread, by turns; the time of a run is
-the mean over its steps.
+Ours keeps exact tables that grow: tables that know the zipf ids, so that 2 % of ids are new; the same with counter
+admission and LRU bookkeeping; and tables that begin empty, where about 36 % of ids are new. The rival keeps one
+`nn.EmbeddingBag(sparse=True)` of fixed size for hashed ids and updates it with SparseAdam; its ids are hashed before
+the clock starts, and lie so that its output is the MLP's input as it is. The embedding part is a step less one of the
+same MLP on inputs that are ready. Each contestant runs in a process of its own, on one thread, by turns; the time of a
+run is the mean over its steps.
 
 B batch rows, F features, D width of an embedding.
 """
@@ -33,7 +34,9 @@ from tests.benchmarks.rivals.draws import BATCH, EXPONENT, FEATURES, NEW, RANKS,
 WIDTHS = (16, 64)
 RIVAL_ROWS = 4_000_000
 RUNS = 5
-OURS = {"2 % of ids new": "known", "tables empty at first": "empty"}
+OURS = {"2 % of ids new": "known", "the same, counter and LRU": "policies", "tables empty at first": "empty"}
+POLICIES = {"admission": {"kind": "counter", "threshold": 2}, "eviction": {"kind": "lru"}, "capacity": 1_000_000}
+MLP = "the MLP alone"
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 RIVALS: dict[str, dict[str, str]] = {
     "torch EmbeddingBag + SparseAdam": {},
@@ -78,7 +81,7 @@ def ours(
     )
     embedding, mlp = EmbeddingCollection(schema), make_mlp(width)
     optimizer = CompositeOptimizer(torch.optim.AdamW(mlp.parameters()), SparseOptimizer(embedding.groups))
-    if tables == "known":
+    if tables != "empty":
         for ids, new in draw_ids(steps):
             for feature, table in enumerate(embedding.tables.values()):
                 table.find_or_insert(ids[feature][~new[feature]])
@@ -117,11 +120,27 @@ def theirs(width: int, steps: int) -> Iterator[Callable[[], None]]:
         yield step
 
 
+def mlp_alone(width: int, steps: int) -> Iterator[Callable[[], None]]:
+    mlp = make_mlp(width)
+    dense, inputs = torch.optim.AdamW(mlp.parameters()), torch.rand(BATCH, FEATURES * width)
+    for label in labels(steps):
+
+        def step(label: Tensor = label) -> None:
+            dense.zero_grad()
+            nn.functional.binary_cross_entropy_with_logits(mlp(inputs), label).backward()
+            dense.step()
+
+        yield step
+
+
 def measure(contestant: str, width: int) -> float:
-    """Mean wall time of a step, in milliseconds; the contestant is `theirs`, or how our tables begin."""
+    """Mean wall time of a step, in milliseconds; the contestant is `theirs`, `mlp`, or one of the values of OURS."""
     torch.set_num_threads(1)
     count = WARM_UP + TIMED
-    return mean_time(theirs(width, count) if contestant == "theirs" else ours(width, count, contestant))
+    if contestant in ("theirs", "mlp"):
+        return mean_time((theirs if contestant == "theirs" else mlp_alone)(width, count))
+    policies = POLICIES if contestant == "policies" else None
+    return mean_time(ours(width, count, contestant, policies=policies))
 
 
 def mean_time(steps: Iterable[Callable[[], None]]) -> float:
@@ -149,20 +168,26 @@ def run() -> list[Result]:
     results = []
     for width in WIDTHS:
         measure_apart("empty", width, {})  # compiles what is not in the cache yet
-        times: dict[str, list[float]] = {name: [] for name in (*OURS, *RIVALS)}
+        times: dict[str, list[float]] = {name: [] for name in (MLP, *OURS, *RIVALS)}
         for _ in range(RUNS):
+            times[MLP].append(measure_apart("mlp", width, {}))
             for situation, tables in OURS.items():
                 times[situation].append(measure_apart(tables, width, {}))
             for rival, environment in RIVALS.items():
                 times[rival].append(measure_apart("theirs", width, environment))
-        results += [compare(width, situation, rival, times) for situation in OURS for rival in RIVALS]
+        pairs = [(situation, rival) for situation in OURS for rival in RIVALS]
+        results += [compare("step", width, *pair, times) for pair in pairs]
+        apart = {
+            name: [step - mlp for step, mlp in zip(of_runs, times[MLP], strict=True)] for name, of_runs in times.items()
+        }
+        results += [compare("embedding part", width, *pair, apart) for pair in pairs]
     return results
 
 
-def compare(width: int, situation: str, rival: str, times: dict[str, list[float]]) -> Result:
+def compare(part: str, width: int, situation: str, rival: str, times: dict[str, list[float]]) -> Result:
     ratios = [theirs / ours for ours, theirs in zip(times[situation], times[rival], strict=True)]
     return Result(
-        name=f"step, width {width}, {situation}",
+        name=f"{part}, width {width}, {situation}",
         rival=rival,
         ratio=statistics.median(ratios),
         worst_ratio=min(ratios),

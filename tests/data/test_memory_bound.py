@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from recis_lightning.data.manifest import read_manifest
 from recis_lightning.data.orc_writer import PartWriter
 
-ROWS, COLUMNS = 1_600_000, 30
-PREFETCH = 40 << 20
-BOUND = PREFETCH + (32 << 20)  # what the documentation says comes on top, stripes being decoded included
+ROWS, COLUMNS = 2_200_000, 30
+PREFETCH, READ_THREADS = 40 << 20, 2
 
 SCRIPT = """
 import json, resource, sys, threading, time
@@ -37,7 +37,8 @@ def rss():
         return int(file.read().split()[1]) * resource.getpagesize()
 
 def load(rows):
-    loader = OrcLoader(manifest, Selection.of(schema), order, read_threads=2, prefetch=10**6, prefetch_bytes=bound)
+    options = {"read_threads": int(sys.argv[5]), "prefetch": 10**6, "prefetch_bytes": bound}
+    loader = OrcLoader(manifest, Selection.of(schema), order, **options)
     peak = taken = 0
     for batch in loader:
         taken += batch.size
@@ -58,6 +59,13 @@ print(json.dumps({"rows": taken, "grown": peak - before}))
 """
 
 
+def bound_of(folder: Path) -> int:
+    """What the documentation says: 32 MB on top, and one and a half decoded stripes a thread."""
+    manifest, _ = read_manifest(str(folder))
+    stripe_rows = max(rows for file in manifest.files for rows in file.stripe_rows)
+    return PREFETCH + (32 << 20) + 3 * READ_THREADS * stripe_rows * COLUMNS * 8 // 2
+
+
 def write_data(folder: Path) -> None:
     random = np.random.default_rng(0)
     with PartWriter(folder, ROWS // 2) as writer:
@@ -69,7 +77,7 @@ def write_data(folder: Path) -> None:
 
 
 def grow(folder: Path, bound: int, window_rows: int) -> dict[str, int]:
-    arguments = [str(folder), str(bound), str(COLUMNS), str(window_rows)]
+    arguments = [str(folder), str(bound), str(COLUMNS), str(window_rows), str(READ_THREADS)]
     ended = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
@@ -77,7 +85,8 @@ def grow(folder: Path, bound: int, window_rows: int) -> dict[str, int]:
 
 def test_reading_stays_below_its_bound(tmp_path: Path) -> None:
     write_data(tmp_path)
-    assert 8 * ROWS * COLUMNS > 5 * BOUND
+    bound = bound_of(tmp_path)
+    assert 5 * bound < 8 * ROWS * COLUMNS
     bounded, free = grow(tmp_path, PREFETCH, window_rows=1 << 16), grow(tmp_path, 1 << 30, window_rows=1 << 17)
     assert bounded["rows"] == free["rows"] == ROWS
-    assert bounded["grown"] < BOUND < free["grown"]
+    assert bounded["grown"] < bound < free["grown"]

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.data.hold_out import hold_out
-from recis_lightning.data.synthetic import is_written, write_click_log
+from recis_lightning.data.synthetic.generator import is_written, write_click_log
 from recis_lightning.data.train_tokenizer import train_tokenizer
 from recis_lightning.models import DeepFM
 from recis_lightning.schema import Schema

@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.data.synthetic import is_written
-from recis_lightning.data.truth import SEEN_OFTEN, Reachable, best_reachable, score
+from recis_lightning.data.synthetic.generator import is_written
+from recis_lightning.data.synthetic.truth import SEEN_OFTEN, Reachable, best_reachable, score
 from recis_lightning.tables import DynamicTable
 from recis_lightning.training import RecModule
 

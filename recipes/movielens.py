@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import orc
 
+from recis_lightning.data.files.manifest import find_files
+from recis_lightning.data.files.orc_writer import PartWriter
 from recis_lightning.data.hold_out import is_held_out
-from recis_lightning.data.manifest import find_files
-from recis_lightning.data.orc_writer import PartWriter
 from recis_lightning.data.train_tokenizer import train_tokenizer
 
 RATINGS, ITEMS = "${RECIS_DATA}/ml1m_ratings", "${RECIS_DATA}/ml1m_items"

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from recis_lightning.cli import main
-from recis_lightning.data.synth_command import read_schema
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.commands.synth import read_schema
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.data.train_tokenizer import train_tokenizer
 from tests.ranks import run_trainers, shell_environment
 

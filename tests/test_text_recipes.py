@@ -14,9 +14,9 @@ import yaml
 from pyarrow import orc
 
 from recis_lightning.cli import main
-from recis_lightning.data.orc_writer import PartWriter
-from recis_lightning.data.synth_command import read_schema
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.commands.synth import read_schema
+from recis_lightning.data.files.orc_writer import PartWriter
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.data.train_tokenizer import train_tokenizer
 from recis_lightning.schema import Schema
 

@@ -49,15 +49,15 @@ COMMANDS = STAGES | {
     "doctor": "show versions, devices, and which kernels run and why",
 }
 
-DATA_COMMANDS = {  # the module that adds the arguments, its function that runs, and what it does
-    "synth": ("synth_command", "run", "a click log that knows its truth, or data for any recipe's schema"),
-    "hold-out": ("hold_out_command", "run", "part rows by the values of a column, e.g. items never trained on"),
-    "manifest": ("checksums_command", "run_manifest", "write checksums of all stripes, which training then checks"),
-    "verify": ("checksums_command", "run_verify", "read all files and hold them against their checksums"),
-    "inspect": ("inspect_command", "run", "what files hold, and a recipe to start from"),
-    "stats": ("stats_command", "run", "quantiles and commonest values of columns, a page with plots"),
-    "convert": ("convert_files_command", "run", "CSV, TSV, JSON lines, Parquet, Criteo, MovieLens, Amazon into ORC"),
-    "convert-fg": ("convert_command", "run", "the schema of RecIS's feature configuration (fg.json, mc.json)"),
+DATA_COMMANDS = {  # the module of data.commands that adds the arguments, its function that runs, and what it does
+    "synth": ("synth", "run", "a click log that knows its truth, or data for any recipe's schema"),
+    "hold-out": ("hold_out", "run", "part rows by the values of a column, e.g. items never trained on"),
+    "manifest": ("checksums", "run_manifest", "write checksums of all stripes, which training then checks"),
+    "verify": ("checksums", "run_verify", "read all files and hold them against their checksums"),
+    "inspect": ("inspect", "run", "what files hold, and a recipe to start from"),
+    "stats": ("stats", "run", "quantiles and commonest values of columns, a page with plots"),
+    "convert": ("convert", "run", "CSV, TSV, JSON lines, Parquet, Criteo, MovieLens, Amazon into ORC"),
+    "convert-fg": ("convert_fg", "run", "the schema of RecIS's feature configuration (fg.json, mc.json)"),
 }
 
 
@@ -147,12 +147,12 @@ def dispatch(command: str, arguments: list[str]) -> int:
 
 
 def run_data(arguments: list[str]) -> int:
-    from recis_lightning.data.convert_fg import FgError
+    from recis_lightning.data.convert.feature_config import FgError
 
     parser = argparse.ArgumentParser("recis data", description="Make data, split them, and describe those there are.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module_name, function, text) in DATA_COMMANDS.items():
-        module = importlib.import_module(f"recis_lightning.data.{module_name}")
+        module = importlib.import_module(f"recis_lightning.data.commands.{module_name}")
         command = commands.add_parser(name, help=text)
         module.add_arguments(command)
         command.set_defaults(run=getattr(module, function))

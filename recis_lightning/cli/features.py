@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
+from recis_lightning.data.commands.synth import progress, read_recipe
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.data.synth_command import progress, read_recipe
 from recis_lightning.features.describe import describe_plan
 from recis_lightning.features.fitting import Fitting
 from recis_lightning.ragged import Batch

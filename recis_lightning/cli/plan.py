@@ -20,7 +20,7 @@ from rich.table import Table as TextTable
 
 from recis_lightning.cli.explain import UsageError
 from recis_lightning.cli.run import quiet, read_recipe
-from recis_lightning.data.inspect_command import find_splits, read_profile
+from recis_lightning.data.commands.inspect import find_splits, read_profile
 from recis_lightning.embedding.wire import PRECISIONS
 from recis_lightning.schema import Schema, did_you_mean
 from recis_lightning.training.plan import (

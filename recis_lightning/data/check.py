@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from recis_lightning.data.manifest import Manifest, OrcFile
+from recis_lightning.data.files.manifest import Manifest, OrcFile
 from recis_lightning.data.sources import KEY, VALUE, file_column, follow_type
 from recis_lightning.schema import Column, did_you_mean
 

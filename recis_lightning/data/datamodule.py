@@ -12,14 +12,14 @@ import yaml
 from lightning.pytorch import LightningDataModule
 
 from recis_lightning.data.check import find_mismatches
-from recis_lightning.data.checksums import Checks, Verify
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.days import Day, split_days
 from recis_lightning.data.delivery import receive
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.files.checksums import Checks, Verify
+from recis_lightning.data.files.manifest import Manifest, Paths, expand_variables, read_manifest
 from recis_lightning.data.kept import KeptRows, find_unknown
 from recis_lightning.data.loader import OrcLoader, default_read_threads
-from recis_lightning.data.manifest import Manifest, Paths, expand_variables, read_manifest
 from recis_lightning.data.mixing import ChainedLoader, MixedLoader, Until, share_out
 from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.data.row_filter import RowFilter, apply_filter

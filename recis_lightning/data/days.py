@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.files.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

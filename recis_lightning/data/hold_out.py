@@ -15,9 +15,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.formats import read_stripe
-from recis_lightning.data.manifest import Manifest, Paths, read_manifest
-from recis_lightning.data.orc_writer import PartWriter
+from recis_lightning.data.files.formats import read_stripe
+from recis_lightning.data.files.manifest import Manifest, Paths, read_manifest
+from recis_lightning.data.files.orc_writer import PartWriter
 from recis_lightning.schema import did_you_mean
 
 SEEN, HELD_OUT = "seen", "held_out"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from recis_lightning.data.formats import read_stripe
-from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.files.formats import read_stripe
+from recis_lightning.data.files.manifest import Manifest
 from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.schema import did_you_mean
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from recis_lightning.data.checksums import Checks
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.delivery import Delivery
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.files.checksums import Checks
+from recis_lightning.data.files.manifest import Manifest
+from recis_lightning.data.files.stripes import StripeReader
 from recis_lightning.data.packing import BatchPacker
 from recis_lightning.data.plan import EpochPlan, Order
 from recis_lightning.data.stream import KEPT_STRIPES, Pipeline, Skips
-from recis_lightning.data.stripes import StripeReader
 from recis_lightning.data.window import WindowPacker
 from recis_lightning.ragged import Batch
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.formats import read_stripe
-from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.files.formats import read_stripe
+from recis_lightning.data.files.manifest import Manifest
 from recis_lightning.data.sources import file_column, follow, follow_type
 from recis_lightning.schema import Column, did_you_mean
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
-from recis_lightning.data.checksums import CorruptStripe
 from recis_lightning.data.delivery import Delivery
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.files.checksums import CorruptStripe
+from recis_lightning.data.files.stripes import StripeReader
 from recis_lightning.data.packing import BatchPacker, Span
 from recis_lightning.data.plan import EpochPlan, Piece, Window
-from recis_lightning.data.stripes import StripeReader
 from recis_lightning.data.window import Block, Packing, WindowPacker
 from recis_lightning.ragged import Batch
 

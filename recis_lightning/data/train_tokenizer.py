@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import xxhash
 
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.formats import read_stripe
-from recis_lightning.data.manifest import Manifest, Paths, read_manifest
+from recis_lightning.data.files.formats import read_stripe
+from recis_lightning.data.files.manifest import Manifest, Paths, read_manifest
 from recis_lightning.llm_extra import import_llm
 from recis_lightning.schema import did_you_mean
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from recis_lightning.data.buffers import Located, Locator
 from recis_lightning.data.columns import Selection, cut_columns, extract_column, filler_of, find_fault
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.manifest import Manifest
+from recis_lightning.data.files.manifest import Manifest
 from recis_lightning.data.memory import BufferPool
 from recis_lightning.data.plan import Piece, Window
 from recis_lightning.data.sources import find_unequal, lengths_of

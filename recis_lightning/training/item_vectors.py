@@ -17,8 +17,8 @@ from torch import Tensor
 from recis_lightning.data.check import find_mismatches
 from recis_lightning.data.columns import to_numbers
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.formats import read_stripe
-from recis_lightning.data.manifest import Manifest, Paths, read_manifest
+from recis_lightning.data.files.formats import read_stripe
+from recis_lightning.data.files.manifest import Manifest, Paths, read_manifest
 from recis_lightning.data.tokens import find_tokenizer_problems
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Column, Feature, did_you_mean

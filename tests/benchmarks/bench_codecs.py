@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from recis_lightning.data.commands.synth import read_schema
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.data.synth_command import read_schema
-from recis_lightning.data.synthetic import write_click_log
+from recis_lightning.data.synthetic.generator import write_click_log
 from recis_lightning.models import DeepFM
 from recis_lightning.training import RecModule, ShardedStrategy
 from tests.benchmarks.report import Result

@@ -22,8 +22,8 @@ from typing import Any
 from numba.core.dispatcher import Dispatcher
 
 from recis_lightning.cli import main
-from recis_lightning.data.synth_command import read_schema
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.commands.synth import read_schema
+from recis_lightning.data.synthetic.schema import synthesize
 from tests.benchmarks.report import Result
 
 RECIPE = Path("recipes/synthetic_deepfm.yaml")

@@ -32,9 +32,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from recis_lightning.data.columns import Selection
+from recis_lightning.data.files.manifest import Manifest, read_manifest
+from recis_lightning.data.files.orc_writer import PartWriter
 from recis_lightning.data.loader import OrcLoader
-from recis_lightning.data.manifest import Manifest, read_manifest
-from recis_lightning.data.orc_writer import PartWriter
 from recis_lightning.data.plan import Order
 from recis_lightning.schema import Schema
 from tests.benchmarks.report import Result

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.data.synthetic import ID_COLUMNS, write_click_log
+from recis_lightning.data.synthetic.generator import ID_COLUMNS, write_click_log
 from recis_lightning.data.train_tokenizer import train_tokenizer
 from recis_lightning.models import DeepFM
 from recis_lightning.ragged import Ragged

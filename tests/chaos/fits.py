@@ -23,7 +23,7 @@ import yaml
 from lightning.pytorch import Callback, Trainer
 
 from recis_lightning.cli import main
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.schema import Schema
 from recis_lightning.training.checkpoint import read_rows
 from recis_lightning.training.files import DirectoryReader

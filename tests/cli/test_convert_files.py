@@ -13,7 +13,7 @@ from pyarrow import csv, orc
 
 from recis_lightning.cli import main
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.data.synthetic import write_click_log
+from recis_lightning.data.synthetic.generator import write_click_log
 from recis_lightning.models import DeepFM
 from recis_lightning.training import RecModule
 

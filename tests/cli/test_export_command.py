@@ -9,7 +9,7 @@ import yaml
 from pyarrow import orc
 
 from recis_lightning.cli import main
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.schema import Schema
 
 SCHEMA = {

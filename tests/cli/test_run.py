@@ -16,7 +16,7 @@ from pyarrow import orc
 
 from recis_lightning.cli import main
 from recis_lightning.cli.run import SaveConfig
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.schema import Schema
 from recis_lightning.training import RecModule
 from tests.ranks import ROOT, run_trainers, shell_environment

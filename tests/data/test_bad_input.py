@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from recis_lightning.data.checksums import write_checksums
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.manifest import read_tail
+from recis_lightning.data.files.checksums import write_checksums
+from recis_lightning.data.files.manifest import read_tail
 from recis_lightning.schema import Schema
 from tests.data.click_rows import click_rows, click_schema, write_stripes
 

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import orc
 
 from recis_lightning.data.check import find_mismatches
-from recis_lightning.data.manifest import read_manifest
+from recis_lightning.data.files.manifest import read_manifest
 from recis_lightning.schema import Column
 
 

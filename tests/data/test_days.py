@@ -7,7 +7,7 @@ import pytest
 
 from recis_lightning.data.days import find_day, split_days
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.manifest import read_manifest
+from recis_lightning.data.files.manifest import read_manifest
 from tests.data.click_rows import click_rows, write_stripes
 
 

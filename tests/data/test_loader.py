@@ -16,10 +16,10 @@ from torch import Tensor
 
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.files.manifest import Manifest, read_manifest
+from recis_lightning.data.files.stripes import StripeReader
 from recis_lightning.data.loader import OrcLoader
-from recis_lightning.data.manifest import Manifest, read_manifest
 from recis_lightning.data.plan import EpochPlan, Order
-from recis_lightning.data.stripes import StripeReader
 from recis_lightning.ragged import Batch, Ragged
 from tests.data.click_rows import click_rows, click_schema, write_stripes
 from triton_ops.hash_bytes.reference import farm_fingerprint64
@@ -313,7 +313,7 @@ def test_a_process_that_ends_in_the_middle_of_an_epoch_ends_by_itself(tmp_path: 
     script = f"""
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.loader import OrcLoader
-from recis_lightning.data.manifest import read_manifest
+from recis_lightning.data.files.manifest import read_manifest
 from recis_lightning.data.plan import Order
 from recis_lightning.schema import Schema
 selection = Selection.of(Schema.from_dict({SCHEMA.to_dict()!r}))

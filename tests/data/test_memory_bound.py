@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recis_lightning.data.manifest import read_manifest
-from recis_lightning.data.orc_writer import PartWriter
+from recis_lightning.data.files.manifest import read_manifest
+from recis_lightning.data.files.orc_writer import PartWriter
 
 ROWS, COLUMNS = 2_200_000, 30
 PREFETCH, READ_THREADS = 40 << 20, 2
@@ -18,7 +18,7 @@ SCRIPT = """
 import json, resource, sys, threading, time
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.loader import OrcLoader
-from recis_lightning.data.manifest import read_manifest
+from recis_lightning.data.files.manifest import read_manifest
 from recis_lightning.data.plan import Order
 from recis_lightning.schema import Schema
 

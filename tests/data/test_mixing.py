@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.files.manifest import read_manifest
 from recis_lightning.data.loader import OrcLoader
-from recis_lightning.data.manifest import read_manifest
 from recis_lightning.data.mixing import ChainedLoader, MixedLoader, join_batches, share_out
 from recis_lightning.data.plan import Order
 from recis_lightning.ragged import Batch, Ragged

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.files.manifest import Manifest, read_manifest
 from recis_lightning.data.loader import OrcLoader
-from recis_lightning.data.manifest import Manifest, read_manifest
 from recis_lightning.data.plan import Order
 from recis_lightning.data.row_filter import Condition, RowFilter, apply_filter
 from tests.data.click_rows import click_rows, click_schema, write_stripes

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from recis_lightning.data.check import find_mismatches
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.files.manifest import read_manifest
 from recis_lightning.data.loader import OrcLoader
-from recis_lightning.data.manifest import read_manifest
 from recis_lightning.data.plan import Order
 from recis_lightning.data.sources import cut, file_column, find_unequal, flatten, follow_type
 from recis_lightning.features import FeatureEngine

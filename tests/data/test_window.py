@@ -10,10 +10,10 @@ from pyarrow import orc
 
 from recis_lightning.data.columns import Selection
 from recis_lightning.data.errors import DataError
+from recis_lightning.data.files.manifest import read_manifest
+from recis_lightning.data.files.stripes import StripeReader
 from recis_lightning.data.loader import OrcLoader
-from recis_lightning.data.manifest import read_manifest
 from recis_lightning.data.plan import EpochPlan, Order
-from recis_lightning.data.stripes import StripeReader
 from recis_lightning.data.window import WindowPacker
 from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema

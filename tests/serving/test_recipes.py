@@ -8,9 +8,9 @@ import yaml
 
 from recis_lightning.cli import main
 from recis_lightning.cli.run import quiet, read_recipe
+from recis_lightning.data.commands.synth import read_schema
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.data.synth_command import read_schema
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.serving import export_model
 from recis_lightning.serving.verify import verify
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from recis_lightning import cli
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.embedding import EmbeddingCollection
 from recis_lightning.embedding.exchange import Exchange
 from recis_lightning.ragged import Ragged

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.schema import Schema
 from recis_lightning.training import RecModule, ShardedStrategy
 from recis_lightning.training.callbacks import RunInterrupted

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recis_lightning.data.datamodule import OrcDataModule
-from recis_lightning.data.synthetic_schema import synthesize
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.schema import Schema
 from recis_lightning.training import RecModule
 from tests.ranks import run_trainers

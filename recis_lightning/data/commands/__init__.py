@@ -1,0 +1,1 @@
+"""The command lines of `recis data`, one module each."""

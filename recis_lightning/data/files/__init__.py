@@ -1,0 +1,1 @@
+"""Files of rows, on any file system: ORC and Parquet, their tails, stripes and checksums."""

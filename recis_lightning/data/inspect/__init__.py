@@ -1,0 +1,1 @@
+"""What columns hold: profiles, the page of plots, a recipe to start from."""

@@ -20,7 +20,7 @@ import recis_lightning.models  # noqa: F401  so that recipes may say class_path:
 from recis_lightning.cli.explain import UsageError, explain, told_by_class
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.training import PredictionWriter, RecModule
-from recis_lightning.training.callbacks import RunProgressBar, run_directory, write_text
+from recis_lightning.training.callbacks import RunProgressBar, keep_aside, read_text, run_directory, write_text
 
 TRAINER_DEFAULTS = {"strategy": "recis_sharded", "accelerator": "cpu", "devices": 1}
 
@@ -45,12 +45,18 @@ def _options(parser: LightningArgumentParser) -> Iterator[str]:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved recipe to config.yaml in the run's directory, where every run has its own."""
+    """Writes the resolved recipe to config.yaml in the run's directory.
+
+    Every run has its own; where there is no logger to number them, those of earlier ones are kept as config.1.yaml.
+    """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         directory = run_directory(trainer)
         if directory is not None:
-            write_text(os.path.join(directory, self.config_filename), self.parser.dump(self.config, skip_none=False))
+            path, text = os.path.join(directory, self.config_filename), self.parser.dump(self.config, skip_none=False)
+            if read_text(path) != text:
+                keep_aside(path)
+                write_text(path, text)
 
 
 class RecipeCLI(LightningCLI):

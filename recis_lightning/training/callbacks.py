@@ -5,6 +5,7 @@
 Python.
 """
 
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -48,6 +50,21 @@ def write_text(path: str, text: str) -> None:
     fs.makedirs(posixpath.dirname(place), exist_ok=True)
     fs.pipe_file(place + ".tmp", text.encode())
     fs.mv(place + ".tmp", place)
+
+
+def read_text(path: str) -> str | None:
+    """What a small file holds; None where there is none."""
+    fs, place = url_to_fs(path)
+    return fs.cat_file(place).decode() if fs.exists(place) else None
+
+
+def keep_aside(path: str) -> None:
+    """Give the file of an earlier run another name, if there is one: metrics.json -> metrics.1.json, the next one 2."""
+    fs, place = url_to_fs(path)
+    if fs.exists(place):
+        stem, ending = posixpath.splitext(place)
+        names = (f"{stem}.{number}{ending}" for number in itertools.count(1))
+        fs.mv(place, next(name for name in names if not fs.exists(name)))
 
 
 class CommitLoader(Callback):
@@ -230,13 +247,17 @@ class RunRecord(Callback):
     """Writes metrics.json into the run's directory: every metric's last value, and the best of those of validation.
 
     {"step": 200, "last": {"train/loss": 0.43, "val/auc": 0.79}, "best": {"val/auc": {"value": 0.8, "step": 100}}}
+
+    ``run`` beside them tells runs apart that share a directory, having no logger to number them: the file of another
+    one is kept as metrics.1.json. A fit that goes on from a checkpoint, and a test of one, belong to the run it is of.
     """
 
     def __init__(self) -> None:
         self.best: dict[str, dict[str, float]] = {}
+        self.run = uuid.uuid4().hex
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.best = {}  # of an earlier fit; a checkpoint is read after this
+        self.best, self.run = {}, uuid.uuid4().hex  # not those of an earlier fit; a checkpoint is read after this
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -257,15 +278,29 @@ class RunRecord(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         directory = run_directory(trainer)
-        if directory is not None and trainer.is_global_zero:
-            record = {"step": trainer.global_step, "last": _metrics(trainer), "best": self.best}
-            write_text(posixpath.join(directory, "metrics.json"), json.dumps(record, indent=1))
+        if directory is None or not trainer.is_global_zero:
+            return
+        path = posixpath.join(directory, "metrics.json")
+        record = {"run": self.run, "step": trainer.global_step, "last": _metrics(trainer), "best": self.best}
+        before = _read_record(path)
+        if before.get("run") != self.run:
+            keep_aside(path)
+        elif trainer.state.fn != TrainerFn.FITTING:  # a test says nothing of the fit's own values
+            record |= {"step": before["step"], "last": before["last"] | record["last"]}
+        write_text(path, json.dumps(record, indent=1))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "run": self.run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.run = state_dict["best"], state_dict.get("run", self.run)
+
+
+def _read_record(path: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(read_text(path) or "{}"))
+    except (ValueError, TypeError):  # somebody else's
+        return {}
 
 
 def _metrics(trainer: Trainer) -> dict[str, float | None]:

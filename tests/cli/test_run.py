@@ -217,6 +217,18 @@ def test_the_recipe_of_a_run_of_weights_and_biases_lies_in_a_directory_of_its_ow
     assert found == {"abc": 0.1, "def": 0.2}
 
 
+@pytest.mark.trap(13)
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+def test_without_a_logger_the_recipe_of_an_earlier_run_is_kept_under_another_name(tmp_path: Path) -> None:
+    parser = LightningArgumentParser()
+    parser.add_argument("--lr", type=float)
+    for lr in (0.1, 0.1, 0.2):
+        save = SaveConfig(parser, parser.parse_args([f"--lr={lr}"]), save_to_log_dir=False)
+        save.setup(make_trainer(tmp_path), make_module(), "fit")
+    found = {path.name: yaml.safe_load(path.read_text())["lr"] for path in tmp_path.glob("config*.yaml")}
+    assert found == {"config.yaml": 0.2, "config.1.yaml": 0.1}
+
+
 def test_print_config_prints_a_recipe_and_runs_nothing(
     recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

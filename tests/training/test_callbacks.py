@@ -132,10 +132,37 @@ def test_a_second_fit_in_the_same_place_has_a_directory_of_its_own(tmp_path: Pat
         assert run_directory(trainer) == str(tmp_path / "runs" / f"version_{version}")
         assert (tmp_path / "runs" / f"version_{version}" / "metrics.json").exists()
         assert len(list((tmp_path / "runs" / f"version_{version}" / "checkpoints").iterdir())) == 1
-    with_results = make_trainer(tmp_path, max_epochs=1)
-    for _ in range(2):
-        with_results.fit(module, MemoryLoader(2), MemoryLoader(1))
-    assert run_directory(with_results) == str(tmp_path)
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("metrics*.json"))}
+
+
+@pytest.mark.trap(13)
+def test_without_a_logger_the_record_of_an_earlier_run_is_kept_under_another_name(tmp_path: Path) -> None:
+    kept = []
+    for steps in (1, 2, 3):
+        trainer = make_trainer(tmp_path, max_epochs=1)
+        trainer.fit(make_module(), MemoryLoader(steps), MemoryLoader(1))
+        assert run_directory(trainer) == str(tmp_path)
+        kept.append(records(tmp_path)["metrics.json"])
+    assert records(tmp_path) == {"metrics.json": kept[2], "metrics.1.json": kept[0], "metrics.2.json": kept[1]}
+    assert [record["step"] for record in kept] == [1, 2, 3]
+
+
+def test_a_run_that_goes_on_and_is_tested_keeps_one_record(tmp_path: Path) -> None:
+    trainer, path = make_trainer(tmp_path, max_epochs=1), tmp_path / "x.ckpt"
+    trainer.fit(make_module(), MemoryLoader(3), MemoryLoader(1))
+    trainer.save_checkpoint(path)
+    make_trainer(tmp_path, max_epochs=2).fit(make_module(), MemoryLoader(3), MemoryLoader(1), ckpt_path=path)
+    make_trainer(tmp_path).test(make_module(), MemoryLoader(1), ckpt_path=path, verbose=False)
+    (record,) = records(tmp_path).values()
+    assert record["step"] == 6
+    assert {"train/loss", "val/loss", "test/loss"} <= record["last"].keys()
+    (tmp_path / "metrics.json").write_text("[no record of ours")
+    make_trainer(tmp_path).test(make_module(), MemoryLoader(1), verbose=False)
+    assert (tmp_path / "metrics.1.json").read_text() == "[no record of ours"
+    assert "train/loss" not in json.loads((tmp_path / "metrics.json").read_text())["last"]
 
 
 @pytest.mark.trap(13)

@@ -1,13 +1,15 @@
 """The processes of a run, as far as they have to agree: on a path, on whether all went well, on who failed first."""
 
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 
 T = TypeVar("T")
 
@@ -15,6 +17,8 @@ FAILURE = "failure"  # under which the store holds what the first rank that fail
 # Seconds that a rank whose peers have gone waits for one of them to say why. They say it before they close connections;
 # and five seconds after a rank was killed, at most, Lightning's launcher kills the others in the midst of a word.
 PATIENCE = 1.0
+EVERY, GRACE = 1.0, 10.0  # seconds between looks for word of a failure, and until a rank that waits nevertheless ends
+STARTED_BY = "RECIS_STARTED_BY"  # environment of ranks that another has started: its process
 UNSAID = "another rank, which has ended without a word: killed, perhaps for want of memory"
 
 
@@ -27,6 +31,7 @@ class Ranks:
 
     def __init__(self, group: dist.ProcessGroup | None = None, store: dist.Store | None = None) -> None:
         self._group, self._store = group, store
+        self._watching: threading.Event | None = None
         self.rank = dist.get_rank(group) if group is not None else 0
         self.world_size = dist.get_world_size(group) if group is not None else 1
 
@@ -81,13 +86,42 @@ class Ranks:
         if first != own:
             error.add_note(f"The first failure was that of {first or UNSAID}")
 
+    def watch(self) -> None:
+        """From here on end this process where another rank has failed and this one does not notice.
+
+        A rank whose process goes on after its error, behind an `except` or in a notebook, keeps its connections, and
+        the others wait for it in collectives that nothing interrupts. They have `GRACE` to fail by themselves.
+        """
+        if self._store is not None and self._watching is None:
+            self._watching = threading.Event()
+            threading.Thread(target=self._end_if_failed, args=(self._watching, self._word()), daemon=True).start()
+
+    def stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.set()
+            self._watching = None
+
+    def _end_if_failed(self, is_over: threading.Event, before: str | None) -> None:
+        while not is_over.wait(EVERY):
+            try:
+                word = self._word()
+            except RuntimeError:  # the store went with its rank, and the connections to it
+                return
+            if word != before and not is_over.wait(GRACE):
+                text = f"recis: rank {self.rank} ends, as it waits for one that has failed: the first was {word}\n"
+                os.write(2, text.encode())
+                os._exit(1)
+
+    def _word(self) -> str | None:
+        assert self._store is not None
+        return self._store.get(FAILURE).decode() if self._store.check([FAILURE]) else None
+
     def _await_word(self, find_killed: Callable[[], str | None]) -> str | None:
         """What the first rank that failed has said, or what is known of one that was killed."""
-        assert self._store is not None
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            if self._store.check([FAILURE]):
-                return self._store.get(FAILURE).decode()
+            if (word := self._word()) is not None:
+                return word
             if (killed := find_killed()) is not None:
                 return self._leave_word(killed)
             time.sleep(0.05)
@@ -105,16 +139,49 @@ def _is_of_connections(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 
+def tell_started() -> None:
+    """Let the ranks that this process is about to start know whose end is theirs, until they are connected."""
+    os.environ[STARTED_BY] = str(os.getpid())
+
+
 def connect(environment: ClusterEnvironment, backend: str, timeout: timedelta | None) -> dist.Store:
     """Set up the default process group, as Lightning would, and keep the store that it met over."""
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
     rank, world_size = environment.global_rank(), environment.world_size()
     options = {} if timeout is None else {"timeout": timeout}
-    store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, **options))
-    # torchrun keeps its store when it starts ranks again: they would call those of the last time, who are gone.
-    store = dist.PrefixStore(f"recis/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("default", store), rank=rank, world_size=world_size, timeout=timeout
-    )
+    starter = int(os.environ.pop(STARTED_BY, "0"))
+    is_started = isinstance(environment, LightningEnvironment) and starter not in (0, os.getpid())
+    with _ending_with(starter) if is_started else nullcontext():
+        store, rank, world_size = next(dist.rendezvous("env://", rank, world_size, **options))
+        # torchrun keeps its store when it starts ranks again: they would call those of the last time, who are gone.
+        store = dist.PrefixStore(f"recis/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("default", store), rank=rank, world_size=world_size, timeout=timeout
+        )
     return store
+
+
+@contextmanager
+def _ending_with(starter: int) -> Iterator[None]:
+    """Within this the process ends once the one that started it has: waiting for rank 0 would take until the timeout.
+
+    Later it is told by its connections.
+    """
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.2):
+            if os.getppid() != starter:
+                os.write(
+                    2, f"recis: process {starter}, which started this rank, has ended; so does this one\n".encode()
+                )
+                os._exit(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()

@@ -50,8 +50,9 @@ from recis_lightning.training.checkpoint import (
     set_random_state,
 )
 from recis_lightning.training.dense_shards import cut_like, shard, whole
+from recis_lightning.training.epochs import reopen_cut_epoch
 from recis_lightning.training.files import remove_directory
-from recis_lightning.training.ranks import Ranks, connect
+from recis_lightning.training.ranks import Ranks, connect, tell_started
 
 _OF_PROCESSES = {
     "accelerator",
@@ -135,6 +136,8 @@ class ShardedStrategy(DDPStrategy):
         self._refuse_other_numbers()
         if self._processes > 1:
             super()._configure_launcher()
+            if self.cluster_environment is not None and not self.cluster_environment.creates_processes_externally:
+                tell_started()
         else:
             # Without a launcher Lightning runs here and now, and accepts notebooks, where it refuses subclasses of DDP.
             self._launcher = None
@@ -237,6 +240,7 @@ class ShardedStrategy(DDPStrategy):
 
     def on_exception(self, exception: BaseException) -> None:
         super().on_exception(exception)
+        self.ranks.stop_watching()
         if isinstance(exception, Exception):
             self.ranks.tell_failure(exception, self._killed_rank)
 
@@ -249,6 +253,7 @@ class ShardedStrategy(DDPStrategy):
         return None
 
     def teardown(self) -> None:
+        self.ranks.stop_watching()
         embedding: Any = getattr(self.lightning_module, "embedding", None)
         # The host takes its module back to the CPU after every stage; tables of a GPU may not even fit there.
         with embedding.staying() if embedding is not None else nullcontext():
@@ -284,6 +289,7 @@ class ShardedStrategy(DDPStrategy):
         # what they tell each other of a batch anyway.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         super().setup(trainer)
+        self.ranks.watch()
 
     def on_train_start(self) -> None:
         # The last hook before the first batch: whatever drew numbers until here did so in the first run as well.
@@ -350,6 +356,7 @@ class ShardedStrategy(DDPStrategy):
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
         # weights_only is None on the way that restores after set-up; nothing in our files needs it to be False.
         checkpoint = load_checkpoint(str(checkpoint_path))
+        reopen_cut_epoch(checkpoint)
         states = checkpoint.get("random_states")
         if self._trainer.state.fn == TrainerFn.FITTING and states:
             # Ranks that the saved run did not have draw as its first one did.

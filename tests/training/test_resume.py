@@ -75,6 +75,25 @@ def test_interrupted_and_resumed_equals_uninterrupted(options: dict[str, Any], t
             assert best_of(tmp_path / f"{batch}") == best_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("later", [{}, {"max_steps": 9}, {"max_steps": 12, "max_epochs": -1}])
+@pytest.mark.parametrize("every", [{"every_n_train_steps": 4}, {"save_on_train_epoch_end": True}, {}], ids=str)
+def test_an_epoch_that_max_steps_cuts_off_goes_on_where_it_was_left(
+    every: dict[str, Any], later: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = Run(tmp_path / "whole", **later)
+    path = str(tmp_path / "cut.ckpt")
+    if every:
+        Run(tmp_path, ModelCheckpoint(tmp_path, filename="cut", **every), max_steps=4)
+    else:
+        Run(tmp_path, max_steps=4).trainer.save_checkpoint(path)
+    rest = Run(tmp_path / "rest", ckpt_path=path, **later)
+    assert rest.losses.by_batch == {batch: loss for batch, loss in whole.losses.by_batch.items() if batch >= 4}
+    assert everything(rest.module) == everything(whole.module)
+    assert rest.trainer.current_epoch == whole.trainer.current_epoch
+    if "max_steps" not in later:
+        assert validated(rest.trainer) == validated(whole.trainer)
+
+
 class InterruptInValidation(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step == 3:

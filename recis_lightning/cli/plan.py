@@ -3,6 +3,7 @@
 recis plan --config recipe.yaml --devices 8 --nodes 4 --memory 80GB
 recis plan --config recipe.yaml --data log/train                      rows and lengths as the data have them
 recis plan --config recipe.yaml --rows item=1e9 --length history=50   or as you say
+recis plan --config recipe.yaml --devices 4 --latency 50us --bandwidth 25Gbit/s   how long an exchange takes
 """
 
 import argparse
@@ -24,6 +25,8 @@ from recis_lightning.data.commands.inspect import find_splits, read_profile
 from recis_lightning.embedding.wire import PRECISIONS
 from recis_lightning.schema import Schema, did_you_mean
 from recis_lightning.training.plan import (
+    ALL_TO_ALLS,
+    ExchangeCosts,
     Plan,
     Workload,
     ids_of_features,
@@ -34,6 +37,7 @@ from recis_lightning.training.plan import (
 from recis_lightning.training.strategy import ShardedStrategy
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+WORK = ("per_group", "per_id", "per_row", "per_byte")
 SWEEP = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -42,15 +46,17 @@ def run(arguments: Sequence[str]) -> int:
     args = make_parser().parse_args(arguments)
     workload = read_workload(args)
     ranks = args.devices * args.nodes
-    plan = make_plan(workload, ranks)
-    others = [make_plan(workload, count) for count in SWEEP] if args.sweep else []
+    given = {"latency": args.latency, "bandwidth": args.bandwidth} | _assignments(args.work, WORK, "cost", float)
+    costs = ExchangeCosts(**{name: value for name, value in given.items() if value is not None})
+    plan = make_plan(workload, ranks, costs)
+    others = [make_plan(workload, count, costs) for count in SWEEP] if args.sweep else []
     if args.json:
         plans = [plan, *others]
         print(json.dumps([each.as_dict() | {"fits": _fits(each, args.memory)} for each in plans], indent=1))
     else:
         # As wide as it takes where nobody looks: a file or a pipe must not lose columns.
         console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-        show(console, plan, args.memory)
+        show(console, plan, args.memory, costs)
         if others:
             console.print(_sweep(others, args.memory))
     return 0 if _fits(plan, args.memory) else 1
@@ -73,6 +79,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dense", choices=("ddp", "fsdp2"), help="how the dense part is trained (default the recipe's)"
     )
+    default = ExchangeCosts()
+    parser.add_argument(
+        "--latency", type=_seconds, metavar="TIME", help=f"of an all-to-all (default {default.latency * 1e6:.0f}us)"
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=_rate,
+        metavar="RATE",
+        help=f"what a rank sends: 25Gbit/s, 3GB/s (default {default.bandwidth / 1e9:g}GB/s)",
+    )
+    help_ = f"seconds of work in an exchange: {', '.join(f'{name}={getattr(default, name):g}' for name in WORK)}"
+    parser.add_argument("--work", action="append", default=[], metavar="COST=SECONDS", help=help_)
     parser.add_argument("--sweep", action="store_true", help=f"the same for {SWEEP[0]} to {SWEEP[-1]} ranks besides")
     parser.add_argument("--json", action="store_true", help="as JSON: a list of plans")
     return parser
@@ -95,6 +113,22 @@ def _size(text: str) -> int:
     if match is None or match[2].upper() not in UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 80GB or 80GiB")
     return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _seconds(text: str) -> float:
+    """50us -> 0.00005."""
+    match = re.fullmatch(r"([\d.]+)\s*([um]?s)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 50us or 0.05ms")
+    return float(match[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[match[2]]
+
+
+def _rate(text: str) -> float:
+    """25Gbit/s -> 3125000000.0 bytes a second, as 3.125GB/s is; 25Gb/s is refused, which may be meant as either."""
+    match = re.fullmatch(r"([\d.]+)\s*([KMG])(B|bit)/s", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; write 3GB/s or 25Gbit/s")
+    return float(match[1]) * {"K": 1e3, "M": 1e6, "G": 1e9}[match[2]] / (8 if match[3] == "bit" else 1)
 
 
 # ------------------------------------------------------------------------------------------------ reading the workload
@@ -155,14 +189,20 @@ def _fits(plan: Plan, memory: int | None) -> bool:
     return not plan.problems and (memory is None or plan.bytes <= memory)
 
 
-def show(console: Console, plan: Plan, memory: int | None) -> None:
-    """The plan of a rank, and whether it fits."""
+def show(console: Console, plan: Plan, memory: int | None, costs: ExchangeCosts) -> None:
+    """The plan of a rank, how long its exchange takes, and whether it fits."""
     console.print(_tables(plan))
     ranks = f"{plan.world_size} rank{'s' if plan.world_size > 1 else ''}"
     console.print(
         f"{ranks}: {_gb(plan.bytes)} GB a rank, of which tables {_gb(plan.bytes - plan.dense - plan.buffers)}, dense "
         f"part {_gb(plan.dense)}, on the way {_gb(plan.buffers)}; each sends others at most {_mb(plan.sent)} MB a step"
     )
+    if plan.world_size > 1:
+        console.print(
+            f"a step's exchange: {_ms(plan.exchange.total)} ms, of which {ALL_TO_ALLS} all-to-alls of "
+            f"{_ms(costs.latency)} ms at {costs.bandwidth / 1e9:g} GB/s {_ms(plan.exchange.all_to_alls)}, work "
+            f"{_ms(plan.exchange.work)}; waiting for the slowest rank comes on top"
+        )
     for problem in plan.problems:
         console.print(f"cannot be: {problem}")
     if memory is not None and plan.bytes > memory:
@@ -186,17 +226,23 @@ def _tables(plan: Plan) -> TextTable:
 
 def _sweep(plans: Sequence[Plan], memory: int | None) -> TextTable:
     shown = TextTable(box=box.SIMPLE_HEAD)
-    for name in ("ranks", "GB a rank", "largest rows a rank", "MB sent a step", "fits"):
+    for name in ("ranks", "GB a rank", "largest rows a rank", "MB sent a step", "ms a step", "fits"):
         shown.add_column(name, justify="right", no_wrap=True)
     for plan in plans:
         most = max((table.rows_here for table in plan.tables), default=0)
         fits = "yes" if _fits(plan, memory) else "no"
-        shown.add_row(str(plan.world_size), _gb(plan.bytes), f"{most:,}", _mb(plan.sent), fits)
+        shown.add_row(
+            str(plan.world_size), _gb(plan.bytes), f"{most:,}", _mb(plan.sent), _ms(plan.exchange.total), fits
+        )
     return shown
 
 
 def _gb(count: int) -> str:
     return f"{count / 1e9:,.2f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.2f}"
 
 
 def _mb(count: int) -> str:

@@ -12,7 +12,7 @@ U different ids of a table in a rank's share of a batch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from triton_ops.index.directory import slots_for
 from triton_ops.row_layout import GRANULE, RECORD
 
 WORD = torch.int64.itemsize
+ALL_TO_ALLS = 4  # of a step: numbers of ids, ids, rows, gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,41 @@ class Workload:
     grads_as: Precision = "full"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExchangeCosts:
+    """What ranks and what connects them take for an exchange, in seconds; bandwidth in bytes a second.
+
+    The defaults are what `make bench BENCH=exchange` has measured of two ranks over gloo, within one machine of two
+    x86-64 cores: other networks and processors have others.
+    """
+
+    latency: float = 240e-6
+    """Of an all-to-all, whatever is sent."""
+    bandwidth: float = 1.2e9
+    """What a rank sends."""
+    per_group: float = 2e-3
+    """For each group of tables, however few its ids: calls of small functions."""
+    per_id: float = 36e-9
+    """For each id of a rank's batch: finding repeats and owners."""
+    per_row: float = 80e-9
+    """For each different one: it is asked for, looked up by its owner, and its gradient summed there."""
+    per_byte: float = 0.8e-9
+    """Packing and unpacking a byte that is sent, to others or to itself."""
+
+
+@dataclass(frozen=True)
+class ExchangeTime:
+    """Seconds of a step's exchange, without waiting for a rank that comes later to it than others."""
+
+    all_to_alls: float
+    work: float
+    """Of this rank's core: partition, packing, lookups for other ranks, sums of gradients."""
+
+    @property
+    def total(self) -> float:
+        return self.all_to_alls + self.work
+
+
 @dataclass(frozen=True)
 class TablePlan:
     """One table on one rank."""
@@ -84,6 +120,10 @@ class TablePlan:
     """Of the rows here, and of a Bloom filter's part."""
     unique: int
     """Different ids in a rank's share of a batch, at most."""
+    looked_up: int
+    """Ids in it, repeated ones too."""
+    packed: int
+    """Bytes of ids, rows and gradients that it packs in a step for it: those for others, and its own."""
     sent: int
     """Bytes that a rank sends others in a step for it."""
 
@@ -98,6 +138,8 @@ class Plan:
     """Bytes of the dense part."""
     buffers: int
     """Bytes of what is on the way in a step: ids, rows and gradients, packed and unpacked."""
+    exchange: ExchangeTime
+    """Of a step."""
     problems: tuple[str, ...] = ()
     """What cannot be, whatever the memory."""
 
@@ -110,19 +152,50 @@ class Plan:
         """Bytes that a rank sends others in a step."""
         return sum(table.sent for table in self.tables)
 
+    @property
+    def packed(self) -> int:
+        return sum(table.packed for table in self.tables)
+
+    @property
+    def looked_up(self) -> int:
+        return sum(table.looked_up for table in self.tables)
+
+    @property
+    def unique(self) -> int:
+        return sum(table.unique for table in self.tables)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"bytes": self.bytes, "sent": self.sent}
 
 
-def make_plan(workload: Workload, world_size: int) -> Plan:
-    """What each rank of so many takes; ValueError where a rank would own no virtual shard."""
+def make_plan(workload: Workload, world_size: int, costs: ExchangeCosts | None = None) -> Plan:
+    """What each rank of so many takes; ValueError where a rank would own no virtual shard.
+
+    ``costs`` are those of the ranks and of what connects them, for the time of an exchange.
+    """
     if not 1 <= world_size <= SHARDS:
         raise ValueError(f"{world_size} ranks: tables are shared by 1 to {SHARDS}")
     tables = tuple(_plan_table(workload, table, world_size) for table in workload.schema.tables)
     layouts = {table.name: Layout.of(table) for table in workload.schema.tables}
     buffers = sum(_buffers(workload, layouts[table.name], table.unique) for table in tables) if world_size > 1 else 0
     dense = workload.dense.bytes_on(world_size)
-    return Plan(world_size, tables, dense, buffers, tuple(_problems(workload, layouts, tables, world_size)))
+    exchange = _exchange_time(tables, len(set(layouts.values())), world_size, costs or ExchangeCosts())
+    return Plan(world_size, tables, dense, buffers, exchange, tuple(_problems(workload, layouts, tables, world_size)))
+
+
+def _exchange_time(tables: Sequence[TablePlan], groups: int, world_size: int, costs: ExchangeCosts) -> ExchangeTime:
+    """Seconds of a step: latency and bytes / bandwidth of its all-to-alls, and what a rank does for each id and byte.
+
+    200 us and 1 GB/s, 10 MB sent: 4 x 0.2 + 10 = 10.8 ms. The four bring the numbers of ids, ids, rows, gradients.
+    """
+    if world_size == 1 or not tables:
+        return ExchangeTime(0.0, 0.0)
+    sent, packed, unique, looked_up = (
+        sum(getattr(table, name) for table in tables) for name in ("sent", "packed", "unique", "looked_up")
+    )
+    all_to_alls = ALL_TO_ALLS * costs.latency + sent / costs.bandwidth
+    of_ids = looked_up * costs.per_id + unique * costs.per_row + packed * costs.per_byte
+    return ExchangeTime(all_to_alls, groups * costs.per_group + of_ids)
 
 
 def _problems(
@@ -157,7 +230,8 @@ def _plan_table(workload: Workload, table: Table, world_size: int) -> TablePlan:
     index = slots_for(rows_here) * SLOT_BYTES / max(rows_here, 1)
     row_bytes = weight + state + record + index
     bloom = math.ceil(table.admission.bytes * shards / SHARDS) if isinstance(table.admission, Bloom) else 0
-    unique = _unique(workload, table, world_size)
+    looked_up, unique = _ids_of_rank(workload, table, world_size)
+    packed = _packed(workload, table, layout, unique)
     return TablePlan(
         name=table.name,
         rows=rows,
@@ -169,27 +243,28 @@ def _plan_table(workload: Workload, table: Table, world_size: int) -> TablePlan:
         index=index,
         bytes=math.ceil(rows_here * row_bytes) + bloom,
         unique=unique,
-        sent=_sent(workload, table, layout, unique, world_size),
+        looked_up=looked_up,
+        packed=packed,
+        sent=packed * (world_size - 1) // world_size,
     )
 
 
-def _unique(workload: Workload, table: Table, world_size: int) -> int:
-    """How many different ids a rank looks up in a step, were they drawn evenly."""
+def _ids_of_rank(workload: Workload, table: Table, world_size: int) -> tuple[int, int]:
+    """How many ids a rank looks up in a step, and how many different ones, were they drawn evenly."""
     rows = workload.rows[table.name]
     features = [feature for feature in workload.schema.embedded_features if feature.table == table.name]
     drawn = sum(workload.ids[feature.name] for feature in features) * math.ceil(workload.batch_size / world_size)
-    return math.ceil(-rows * math.expm1(-drawn / rows)) if rows else 0
+    return math.ceil(drawn), math.ceil(-rows * math.expm1(-drawn / rows)) if rows else 0
 
 
-def _sent(workload: Workload, table: Table, layout: Layout, unique: int, world_size: int) -> int:
-    """Bytes for others: ids, the rows that they ask for, gradients. Each rank owns as much as it asks for."""
+def _packed(workload: Workload, table: Table, layout: Layout, unique: int) -> int:
+    """Bytes of a step: ids, the rows that they ask for, gradients. Each rank owns as much as it asks for."""
     rows = _coded(codec_of(workload.rows_as), unique, layout.dim, layout.dtype)
     grads = torch.int32.itemsize * unique + _coded(codec_of(workload.grads_as), unique, layout.dim, layout.read_dtype)
     group = [other for other in workload.schema.tables if Layout.of(other) == layout]
     is_counted = not table.trainable or any(other.admission != Always() for other in group)
     counts = WORD * unique if is_counted else 0
-    total = WORD * unique + counts + rows + (grads if table.trainable else 0)
-    return total * (world_size - 1) // world_size
+    return WORD * unique + counts + rows + (grads if table.trainable else 0)
 
 
 def _coded(codec: Codec, rows: int, dim: int, dtype: torch.dtype) -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from recis_lightning.embedding.exchange import Exchange
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Schema
 from recis_lightning.tables import TableGroup
-from recis_lightning.training.plan import Workload, ids_of_features, make_plan, measure_dense, rows_of_tables
+from recis_lightning.training.plan import (
+    ExchangeCosts,
+    ExchangeTime,
+    Workload,
+    ids_of_features,
+    make_plan,
+    measure_dense,
+    rows_of_tables,
+)
 from tests.embedding.test_exchange import make_schema as make_embedded
 from tests.ranks import run_ranks
 from triton_ops.index.directory import slots_for
@@ -120,6 +129,29 @@ def test_ranks_share_rows_batches_and_a_cut_dense_part() -> None:
         make_plan(workload_of(schema, 10), 5000)
 
 
+def test_an_exchange_takes_latency_bytes_and_work() -> None:
+    free = dict.fromkeys(("latency", "per_group", "per_id", "per_row", "per_byte"), 0.0)
+    nothing = ExchangeCosts(bandwidth=math.inf, **free)
+    work = workload_of(schema_of(), 10**9, batch_size=2000)  # 2 features of 2 ids each, hardly any twice
+
+    def seconds(ranks: int = 2, **costs: float) -> ExchangeTime:
+        return make_plan(work, ranks, replace(nothing, **costs)).exchange
+
+    plan = make_plan(work, 2, nothing)
+    assert (plan.looked_up, plan.unique) == (4000, 4000)
+    assert plan.packed == 4000 * (8 + 64 + 4 + 64)  # an id, its row, its gradient with a count
+    assert plan.sent == plan.packed // 2
+    assert seconds() == ExchangeTime(0.0, 0.0)
+    assert seconds(latency=1e-3).all_to_alls == pytest.approx(4e-3)
+    assert seconds(bandwidth=1e6).all_to_alls == pytest.approx(0.28)
+    assert seconds(ranks=4, bandwidth=1e6).all_to_alls == pytest.approx(0.21)  # of half as many ids three quarters
+    assert seconds(per_group=0.5, per_id=1e-3, per_row=1e-2, per_byte=1e-6).work == pytest.approx(0.5 + 4 + 40 + 0.56)
+    assert seconds(latency=1e-3, per_id=1e-3).total == pytest.approx(4.004)
+    assert seconds(ranks=1, latency=1.0, per_group=1.0, per_id=1.0) == ExchangeTime(0.0, 0.0)
+    frequent = make_plan(workload_of(schema_of(), 100, batch_size=2000), 2)
+    assert (frequent.looked_up, frequent.unique) == (4000, 100)
+
+
 def test_what_cannot_be_is_told() -> None:
     plan = make_plan(workload_of(schema_of(capacity=1000), 5 * 10**9, 10), 2)
     assert [line.split(":")[0].split(",")[0] for line in plan.problems] == [
@@ -188,6 +220,11 @@ def test_the_command_counts_ids_in_the_data(recipe: Path, capsys: pytest.Capture
     assert plan["fits"]
     assert plan["world_size"] == 2
     assert 0 < plan["tables"][0]["rows"] <= 500 * 10
+    costs = ["--latency", "10ms", "--bandwidth", "8Kbit/s", "--work", "per_group=1", "--work", "per_row=0"]
+    assert cli.main(["plan", "--config", str(recipe), *data, "--devices", "2", "--json", *costs]) == 0
+    (slow,) = json.loads(capsys.readouterr().out)
+    assert slow["exchange"]["all_to_alls"] == pytest.approx(0.04 + plan["sent"] / 1e3)
+    assert slow["exchange"]["work"] == pytest.approx(1.0, abs=0.01)
     assert plan["bytes"] == plan["dense"] + plan["buffers"] + sum(table["bytes"] for table in plan["tables"])
     line = ["plan", "--config", str(recipe), "--rows", "item=1e6", "--length", "items=5", "--dense", "fsdp2"]
     assert cli.main([*line, "--memory", "100KB"]) == 1
@@ -206,6 +243,12 @@ def test_mistakes_of_the_command_end_in_a_line(recipe: Path, capsys: pytest.Capt
         (["--length", "items"], "'items' names no column"),
         (["--memory", "lots"], "'lots' is no size; write 80GB or 80GiB"),
         (["--devices", "0.5"], "'0.5' is no whole number from 1 on"),
+        (["--latency", "5"], "'5' is no time; write 50us or 0.05ms"),
+        (["--bandwidth", "25Gb/s"], "'25Gb/s' is no rate; write 3GB/s or 25Gbit/s"),
+        (
+            ["--rows", "item=5", "--length", "items=1", "--work", "per_idd=1"],
+            "'per_idd=1' names no cost; did you mean 'per_id'?",
+        ),
     ):
         assert cli.main([*line, *options]) == 2
         assert message in capsys.readouterr().err

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recis_lightning.schema import did_you_mean
-from recis_lightning.tables.row_files import PIECE_BYTES, TableFileError
+from recis_lightning.tables.row_files import Chosen, TableFileError, cut_slices, read_pieces
 
 _FILES = "model-*-of-*.safetensors"
 _PART = re.compile(r"(?P<tensor>.+)/part_(?P<part>\d+)_(?P<parts>\d+)")
@@ -84,17 +83,14 @@ class RecisTable:
             )
         self.columns = sorted(set.intersection(*(set(part) for part in self._parts.values())))
 
-    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    def read(self, names: Iterable[str], chosen: Chosen | None = None) -> Iterator[dict[str, Tensor]]:
         names = list(names)
         for number in sorted(self._parts):
-            part = {name: opened.get_slice(key) for name, (opened, key) in self._parts[number].items() if name in names}
-            rows = {name: column.get_shape()[0] for name, column in part.items()}
-            if len(set(rows.values())) != 1:
-                raise TableFileError(f"part {number} of the RecIS checkpoint '{self.path}' has unequal rows: {rows}")
-            row_bytes = sum(8 * int(np.prod(column.get_shape()[1:])) for column in part.values())
-            size = max(1, PIECE_BYTES // row_bytes)
-            for begin in range(0, rows["ids"], size):
-                piece = {name: column[begin : begin + size] for name, column in part.items()}
+            slices = {
+                name: opened.get_slice(key) for name, (opened, key) in self._parts[number].items() if name in names
+            }
+            pieces = cut_slices(slices, f"{self.path}, part {number}")
+            for piece in read_pieces(pieces, names, chosen):
                 if "last_step" in piece:
                     piece["last_step"] = piece["last_step"].reshape(-1)  # [N, 1], as all slots of RecIS
                 yield piece

@@ -18,7 +18,9 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -32,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recis_lightning.schema import did_you_mean
+from triton_ops.index import virtual_shard
 
 FORMATS = ("safetensors", "parquet", "orc")
 PIECE_BYTES = 64 << 20  # of rows that are in memory at once
@@ -242,8 +245,47 @@ class RowFile(Protocol):
     step: int | None
     """The optimizer steps of its table, where the file says."""
 
-    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        """Columns, piece by piece: numbers as [N], vectors as [N, W]."""
+    def read(self, names: Iterable[str], chosen: "Chosen | None" = None) -> Iterator[dict[str, Tensor]]:
+        """Columns, piece by piece: numbers as [N], vectors as [N, W]; of the rows that are ``chosen``, or of all.
+
+        Of pieces without any such row only ids are read.
+        """
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which rows of a file to read."""
+
+    column: str
+    """That of ids."""
+    shards: tuple[int, int]
+    """Those whose ids are in virtual shards [first, last)."""
+
+    def mask(self, ids_N: Tensor) -> Tensor:
+        """bool [N]; all of ids that are none, of which their reader is to tell."""
+        if ids_N.dim() != 1 or ids_N.is_floating_point():
+            return torch.ones(len(ids_N), dtype=torch.bool)
+        shard_N = virtual_shard(ids_N.to(torch.int64))
+        return (shard_N >= self.shards[0]) & (shard_N < self.shards[1])
+
+    def pick(self, piece: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The chosen rows of a piece."""
+        mask_N = self.mask(piece[self.column])
+        return piece if mask_N.all() else {name: values[mask_N] for name, values in piece.items()}
+
+
+def read_pieces(
+    pieces: Iterable[Callable[[list[str]], dict[str, Tensor]]], names: Iterable[str], chosen: Chosen | None
+) -> Iterator[dict[str, Tensor]]:
+    """`RowFile.read` of a file whose pieces can be read each for itself, whichever columns are wanted of it."""
+    names = list(names)
+    for read in pieces:
+        if chosen is None:
+            yield read(names)
+            continue
+        found = read([chosen.column])
+        if chosen.mask(found[chosen.column]).any():
+            yield chosen.pick(found | read([name for name in names if name != chosen.column]))
 
 
 def open_row_files(path: str | Path) -> list[RowFile]:
@@ -281,29 +323,47 @@ class _SafetensorsFile:
         self.columns = list(self._file.keys())
         self.step = _step_of((self._file.metadata() or {}).get(METADATA))
 
-    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        slices = {name: self._file.get_slice(name) for name in names}
-        lengths = {name: (column.get_shape() or [0])[0] for name, column in slices.items()}
-        if len(set(lengths.values())) > 1:
-            raise TableFileError(f"file '{self.path}': its tensors have unequal numbers of rows: {lengths}")
-        rows = next(iter(lengths.values()), 0)
-        row_bytes = sum(8 * int(np.prod(column.get_shape()[1:])) for column in slices.values())
-        size = max(1, PIECE_BYTES // max(row_bytes, 1))
-        for begin in range(0, rows, size):
-            yield {name: column[begin : begin + size] for name, column in slices.items()}
+    def read(self, names: Iterable[str], chosen: Chosen | None = None) -> Iterator[dict[str, Tensor]]:
+        names = list(names)
+        return read_pieces(cut_slices({name: self._file.get_slice(name) for name in names}, self.path), names, chosen)
+
+
+def cut_slices(slices: Mapping[str, Any], path: str) -> Iterator[Callable[[list[str]], dict[str, Tensor]]]:
+    """Tensors of safetensors files in pieces of PIECE_BYTES; TableFileError where they are not equally long."""
+    lengths = {name: (column.get_shape() or [0])[0] for name, column in slices.items()}
+    if len(set(lengths.values())) > 1:
+        raise TableFileError(f"file '{path}': its tensors have unequal numbers of rows: {lengths}")
+    rows = next(iter(lengths.values()), 0)
+    row_bytes = sum(8 * int(np.prod(column.get_shape()[1:])) for column in slices.values())
+    size = max(1, PIECE_BYTES // max(row_bytes, 1))
+
+    def read(begin: int, names: list[str]) -> dict[str, Tensor]:
+        return {name: slices[name][begin : begin + size] for name in names}
+
+    return (partial(read, begin) for begin in range(0, rows, size))
 
 
 class _ParquetFile:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
-        self._file = pq.ParquetFile(path)
+        # Otherwise all of a row group is fetched before the first of its rows.
+        self._file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         self.columns = self._file.schema_arrow.names
         metadata = self._file.schema_arrow.metadata or {}
         self.step = _step_of(metadata.get(METADATA.encode()))
 
-    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    def read(self, names: Iterable[str], chosen: Chosen | None = None) -> Iterator[dict[str, Tensor]]:
         names = list(names)
-        for batch in self._file.iter_batches(1 << 16, columns=names):
+        for group in range(self._file.num_row_groups):
+            if chosen is None or any(
+                chosen.mask(piece[chosen.column]).any() for piece in self._read(group, [chosen.column])
+            ):
+                for piece in self._read(group, names):
+                    yield piece if chosen is None else chosen.pick(piece)
+
+    def _read(self, group: int, names: list[str]) -> Iterator[dict[str, Tensor]]:
+        """A row group in pieces: others' writers make them of any size."""
+        for batch in self._file.iter_batches(1 << 16, row_groups=[group], columns=names):
             yield {name: _to_tensor(batch.column(name), name, self.path) for name in names}
 
 
@@ -316,11 +376,13 @@ class _OrcFile:
         if STEP in self.columns and self._file.nrows:
             self.step = int(self._file.read_stripe(0, columns=[STEP]).column(0)[0].as_py())
 
-    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-        names = list(names)
-        for stripe in range(self._file.nstripes):
-            rows = self._file.read_stripe(stripe, columns=names)
-            yield {name: _to_tensor(rows.column(name), name, self.path) for name in names}
+    def read(self, names: Iterable[str], chosen: Chosen | None = None) -> Iterator[dict[str, Tensor]]:
+        stripes = (partial(self._read, stripe) for stripe in range(self._file.nstripes))
+        return read_pieces(stripes, names, chosen)
+
+    def _read(self, stripe: int, names: list[str]) -> dict[str, Tensor]:
+        rows = self._file.read_stripe(stripe, columns=names)
+        return {name: _to_tensor(rows.column(name), name, self.path) for name in names}
 
 
 _READERS: dict[str, type] = {"safetensors": _SafetensorsFile, "parquet": _ParquetFile, "orc": _OrcFile}

@@ -17,15 +17,15 @@ from recis_lightning.schema import SparseOptimizer, Table
 from recis_lightning.schema.optimizers import first_state
 from recis_lightning.schema.policies import Always
 from recis_lightning.tables.eviction import Queue
+from recis_lightning.tables.filling import fill_rows
 from triton_ops.index import SHARDS
-from triton_ops.row_layout import COUNT, ID, LAST_STEP, STAMP
+from triton_ops.row_layout import COUNT, ID, LAST_STEP
 
 ADMITTED, REFUSED, EVICTED, ERASED = 0, 1, 2, 3
 """Columns of `TableGroup.events`, totals of a table since it was last cleared; REFUSED counts occurrences of ids."""
 
 NORM_PERCENTILES = (5, 50, 95)
 MOVED_BYTES = 64 << 20  # of rows that are in memory once more while a table is moved
-MOST_RUNS = 64
 
 if TYPE_CHECKING:
     from recis_lightning.tables.group import TableGroup
@@ -217,21 +217,12 @@ class DynamicTable:
         placed = self.group.place(part.ids, *self._as_one_run(part.ids), fill=False)
         rows_N = placed.rows
         # Ids that are all new are all different, which is the common case.
-        new_rows = placed.new_rows[placed.new_rows >= 0]
-        if len(new_rows) < len(part) and (repeated := len(part) - len(rows_N.unique())):
-            new_ids = self.group.meta[new_rows, ID]
+        is_new = placed.new_rows >= 0
+        if int(is_new.sum()) < len(part) and (repeated := len(part) - len(rows_N.unique())):
+            new_ids = self.group.meta[placed.new_rows[is_new], ID]
             self.group.drop(new_ids, *self._as_one_run(new_ids))
             raise ValueError(f"table '{self.name}': {repeated} of {len(part)} ids in the slice repeat others")
-        for rows, piece in _runs(rows_N):
-            self.group.weight[rows] = part.weight[piece]
-            slots = [part.slots[name][piece] for name in self.group.state_slices]
-            if slots and isinstance(rows, slice) and isinstance(self.group.state, Tensor):
-                torch.cat(slots, dim=1, out=self.group.state[rows])
-            elif slots:
-                self.group.state[rows] = torch.cat(slots, dim=1)
-            self.group.meta[rows, STAMP] = 0
-            self.group.meta[rows, LAST_STEP] = part.last_step[piece]
-            self.group.meta[rows, COUNT] = part.count[piece]
+        fill_rows(self.group, rows_N, part)
         return rows_N
 
     def _check(self, part: TableSlice) -> None:
@@ -349,19 +340,3 @@ class DynamicTable:
     def __reduce__(self) -> tuple[Any, ...]:
         # A table is nothing without its group: copy and pickle go by way of it.
         return operator.getitem, (self.group, self.number)
-
-
-def _runs(rows_N: Tensor) -> list[tuple[slice | Tensor, slice]]:
-    """Rows as runs that follow each other, and where each is: [5, 6, 7, 64, 65] -> rows 5:8 at 0:3, rows 64:66 at 3:5.
-
-    New ids get rows in such runs, and these are copied several times as fast. Where there are many, all at once.
-    """
-    breaks = (rows_N.diff() != 1).nonzero().squeeze(1) + 1
-    if len(breaks) > MOST_RUNS:
-        return [(rows_N, slice(0, len(rows_N)))]
-    bounds = [0, *breaks.tolist(), len(rows_N)]
-    starts = rows_N[bounds[:-1]].tolist() if len(rows_N) else []
-    return [
-        (slice(start, start + end - begin), slice(begin, end))
-        for start, begin, end in zip(starts, bounds[:-1], bounds[1:], strict=False)
-    ]

@@ -15,6 +15,7 @@ from recis_lightning.tables.memory import reserve
 from recis_lightning.tables.recis_files import find_recis_checkpoint
 from recis_lightning.tables.row_files import (
     PIECE_BYTES,
+    Chosen,
     RowFile,
     RowWriter,
     TableFileError,
@@ -22,7 +23,7 @@ from recis_lightning.tables.row_files import (
     open_row_files,
 )
 from recis_lightning.tables.table import DynamicTable, TableSlice
-from triton_ops.index import SHARDS, virtual_shard
+from triton_ops.index import SHARDS
 
 log = logging.getLogger(__name__)
 
@@ -129,10 +130,10 @@ def fill_table(
     for file in files:
         check_columns(file, (ids, vector))
         names = [ids, vector, *_further_columns(table, file, vector, optimizer)]
-        for piece in file.read(names):
+        for piece in file.read(names, None if shards == (0, SHARDS) else Chosen(ids, shards)):
             if "last_step" in piece:
                 piece["last_step"] = piece["last_step"] + later
-            part = _in_shards(_as_slice(table, file, piece, ids, vector), shards)
+            part = _as_slice(table, file, piece, ids, vector)
             try:
                 rows = table.load(part).cpu()
             except ValueError as error:
@@ -202,10 +203,3 @@ def _as_slice(table: DynamicTable, file: RowFile, piece: dict[str, Tensor], ids:
         piece.get("last_step"),
         piece.get("count"),
     )
-
-
-def _in_shards(part: TableSlice, shards: tuple[int, int]) -> TableSlice:
-    if shards == (0, SHARDS):
-        return part
-    shard_N = virtual_shard(part.ids)
-    return part.select((shard_N >= shards[0]) & (shard_N < shards[1]))

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from recis_lightning.tables.recis_files import find_recis_checkpoint, recis_tables
-from recis_lightning.tables.row_files import FORMATS, PIECE_BYTES, RowFile, open_row_files
+from recis_lightning.tables.row_files import FORMATS, PIECE_BYTES, Chosen, RowFile, open_row_files
 from recis_lightning.tables.transfer import SLOT
 from recis_lightning.training.checkpoint import load_dense_files, read_rows
 from recis_lightning.training.files import CheckpointError, DirectoryReader, NotPlainError, load_plain
@@ -114,12 +114,13 @@ class _CheckpointRows:
         self.columns = ["ids", "weight", "last_step", "count", *slots]
         self._rows = lambda: read_rows(reader, name, *shards)
 
-    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    def read(self, names: Iterable[str], chosen: Chosen | None = None) -> Iterator[dict[str, Tensor]]:
         names = list(names)
         for part in self._rows():
             columns = {"ids": part.ids, "weight": part.weight, "last_step": part.last_step, "count": part.count}
             columns |= {SLOT + name: slot for name, slot in part.slots.items()}
-            yield {name: columns[name] for name in names}
+            piece = {name: columns[name] for name in names}
+            yield piece if chosen is None else chosen.pick(piece)
 
 
 def _checkpoint_rows(reader: DirectoryReader, name: str, has_state: bool, shards: Shards) -> list[RowFile]:
@@ -199,9 +200,10 @@ class MatrixRows:
         self.path, self.columns = path, [id, vector]
         self._matrix_ND = matrix_ND
 
-    def read(self, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    def read(self, names: Iterable[str], chosen: Chosen | None = None) -> Iterator[dict[str, Tensor]]:
         count, width = self._matrix_ND.shape
         size = max(1, PIECE_BYTES // (8 * max(width, 1)))
         for begin in range(0, count, size):
             piece = self._matrix_ND[begin : begin + size]
-            yield dict(zip(self.columns, (torch.arange(begin, begin + len(piece)), piece), strict=True))
+            rows = dict(zip(self.columns, (torch.arange(begin, begin + len(piece)), piece), strict=True))
+            yield rows if chosen is None else chosen.pick(rows)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from recis_lightning.schema import Adagrad, AdamW, SparseOptimizer
-from recis_lightning.tables import import_table, recis_files
+from recis_lightning.tables import import_table, row_files
 from recis_lightning.tables.row_files import TableFileError
 from tests.tables.test_table import make_table
 
@@ -61,7 +61,7 @@ ADAM = {
 def test_rows_state_last_steps_and_the_step_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
-    monkeypatch.setattr(recis_files, "PIECE_BYTES", 500)
+    monkeypatch.setattr(row_files, "PIECE_BYTES", 500)
     write_checkpoint(tmp_path / "ckpt", ADAM, parts=parts, files=3)
     table = make_table(AdamW())
     assert import_table(table, tmp_path / "ckpt") == len(IDS)

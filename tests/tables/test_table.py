@@ -238,6 +238,26 @@ def test_a_slice_that_names_an_id_twice_is_refused_and_leaves_the_table_as_it_wa
         assert_equal_slices(table.export(), before)
 
 
+@pytest.mark.parametrize("dim", [1, 3, 16])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.kind)
+def test_thousands_of_ids_are_loaded_into_blocks_that_lie_between_those_of_another_table(
+    optimizer: SparseOptimizer, dim: int
+) -> None:
+    declarations = [Table(name=name, dim=dim, optimizer=optimizer) for name in ("user", "item")]
+    group, generator = TableGroup(declarations, max_rows=1 << 16), torch.Generator().manual_seed(dim)
+    ids = torch.randint(-(2**63), 2**63 - 1, (12_000,), generator=generator)
+    parts = []
+    for piece in ids.split(5000):  # blocks of rows go to one table and the other by turns
+        for table in group:
+            like = table.export(0, 0).slots.items()
+            slots = {name: torch.rand(len(piece), *slot.shape[1:], generator=generator) for name, slot in like}
+            weight, steps = torch.rand(len(piece), dim, generator=generator), torch.arange(len(piece))
+            parts.append((table, TableSlice(piece, weight, slots, steps, steps * 3)))
+            table.load(parts[-1][1])
+    for table, part in parts:
+        assert_equal_slices(table.slice(table.find(part.ids)), part)
+
+
 def test_loading_over_erased_and_known_rows_writes_each_where_it_is() -> None:
     table = make_table(Adam())
     table.find_or_insert(torch.arange(200))

@@ -1,5 +1,6 @@
 """Tables out to files and in from files: what is written is what is read, by us and by others."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,53 @@ def test_what_is_exported_is_imported_to_the_bit(
     assert other.step == table.step == 4
     left = sorted(path.name for path in (out if is_folder else tmp_path).iterdir())
     assert left == sorted(path.name for path in written.files), "nothing else may lie there"
+
+
+def count_rows_read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many rows of each column are read of files, from now on."""
+    found, cut, convert = Counter[str](), row_files.cut_slices, row_files._to_tensor
+
+    class Counted:
+        def __init__(self, name: str, column: Any) -> None:
+            self.name, self.column, self.get_shape = name, column, column.get_shape
+
+        def __getitem__(self, rows: slice) -> torch.Tensor:
+            piece: torch.Tensor = self.column[rows]
+            found[self.name] += len(piece)
+            return piece
+
+    def to_tensor(column: Any, name: str, path: str) -> torch.Tensor:
+        found[name] += len(column)
+        return convert(column, name, path)
+
+    monkeypatch.setattr(
+        row_files, "cut_slices", lambda slices, path: cut({n: Counted(n, c) for n, c in slices.items()}, path)
+    )
+    monkeypatch.setattr(row_files, "_to_tensor", to_tensor)
+    return found
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_rank_takes_its_rows_and_reads_hardly_more_of_a_file_in_our_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    for module in (transfer, row_files):
+        monkeypatch.setattr(module, "PIECE_BYTES", 4000)  # 64 rows or so
+    table, other = trained(ids=torch.arange(3000)), make_table(Adam())
+    export_table(table, tmp_path / "item", format=format)
+    if format == "orc":  # whose writer makes no stripe of less than some thousand rows
+        monkeypatch.setattr(row_files, "PART_BYTES", 4000)
+        export_table(table, tmp_path / "parts", format=format)
+    held, load = [], DynamicTable.load
+    monkeypatch.setattr(DynamicTable, "load", lambda self, part: held.append(len(part)) or load(self, part))
+    read = count_rows_read(monkeypatch)
+    shards = (1000, 2000)
+    count = import_table(other, tmp_path / ("parts" if format == "orc" else "item"), shards=shards)
+    assert_equal_slices(other.export(), table.export(*shards))
+    assert sum(held) == count == len(other)
+    assert max(held) <= 256
+    assert count <= read["weight"] <= 1.2 * count
+    assert read["ids"] == 3000 + read["weight"] * (format == "parquet")
 
 
 @pytest.mark.parametrize("format", FORMATS)

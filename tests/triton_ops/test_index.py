@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.triton_ops.conftest import ON_TRITON
 from triton_ops.index import DevicePool, Index, Inserted, RowPool, directory, mix64, segmented, unmix64, virtual_shard
+from triton_ops.index.directory import Directory
 from triton_ops.index.layout import END, NEXT
 from triton_ops.index.slot_heap import SlotHeap
 from triton_ops.row_layout import GRANULE, ID, RECORD
@@ -40,6 +41,7 @@ def choose(implementation: str, patch: pytest.MonkeyPatch) -> None:
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments that split at 128 slots, so that few ids make deep directories."""
     monkeypatch.setattr(directory, "LARGEST_SEGMENT", 128)
+    monkeypatch.setattr(directory, "FILLED_SEGMENT", 128)
 
 
 def few_programs(patch: pytest.MonkeyPatch) -> None:
@@ -447,9 +449,17 @@ def test_a_reserved_index_holds_what_one_that_grew_does(
     for tables in (grown, reserved):
         tables.insert(torch.arange(50), 1)
     reserved.index.reserve(0, ids, *shards)
-    slots = reserved.index.stats(0)["slots"]
-    assert torch.equal(grown.insert(found), reserved.insert(found))
-    assert reserved.index.stats(0)["slots"] == slots, "and has not grown"
+    grow, growths = Directory.grow, list[int]()
+
+    def count_growth(self: Directory, table: int, segment: int) -> bool:
+        growths.append(segment)
+        return grow(self, table, segment)
+
+    with monkeypatch.context() as counting:
+        counting.setattr(Directory, "grow", count_growth)
+        rows = reserved.insert(found)
+    assert len(growths) == len(set(growths)) <= reserved.index.stats(0).get("segments", 0), "each segment once"
+    assert torch.equal(grown.insert(found), rows)
     for tables in (grown, reserved):
         tables.insert(torch.arange(10**6, 10**6 + 500))
         tables.erase(found[::3])

@@ -21,6 +21,7 @@ from triton_ops.index.layout import SHARDS
 
 FIRST_SEGMENT = 64  # slots: 1 KB
 LARGEST_SEGMENT = 1 << 18  # slots: 4 MB
+FILLED_SEGMENT = 1 << 16  # slots, of tables that are filled at once: 1 MB, which stays in the second cache meanwhile
 DEEPEST = SHARDS.bit_length() - 1
 
 DIRECTORY, SHIFT, COUNT = 0, 1, 2  # a table's first directory entry, 63 - the bits its directory is picked by, its ids
@@ -62,6 +63,8 @@ class Directory:
         self.used = np.zeros((tables, 2), dtype=np.int64)
         """int64 [G, 2]: how many ids a segment holds, and how many it may hold before it grows."""
         self._free_segments = list(range(tables - 1, -1, -1))
+        self._awaited: dict[int, int] = {}
+        """To how many slots a segment is to grow at first, by its number; others double."""
         for table in range(tables):
             if not self.start(table):
                 raise MemoryError(f"{memory} have no room for a first segment of each of {tables} tables")
@@ -90,18 +93,20 @@ class Directory:
         self._free_segments += np.unique(self.segments[self.entries(table)]).tolist()
 
     def reserve(self, table: int, ids: int, first_shard: int, last_shard: int) -> None:
-        """Give an empty table the segments that it would grow to; nothing where there is no memory for them."""
-        depth, each, fullest = 0, ids, LARGEST_SEGMENT * 3 // 8  # what any of the largest segments holds: set_limit
+        """Let the segments of an empty table be those that it would split into, each of which grows once, to its size.
+
+        That is when the first ids come to it. They mostly come segment by segment, to slots that were just cleared, and
+        the caches hold them.
+        """
+        depth, each, fullest = 0, ids, FILLED_SEGMENT * 3 // 8
         while depth < DEEPEST and each > fullest:
             depth += 1
             each = min(ids, -(-ids * (SHARDS >> depth) // (last_shard - first_shard)))
-        room = 2 * each if depth == 0 else max(LARGEST_SEGMENT, -(-each * LARGEST_SEGMENT // fullest))
+        room = 2 * each if depth == 0 else max(FILLED_SEGMENT, -(-each * FILLED_SEGMENT // fullest))
         size = max(FIRST_SEGMENT, 1 << (room - 1).bit_length())
-        used = range(first_shard * (1 << depth) // SHARDS, -(-last_shard * (1 << depth) // SHARDS))
-        sizes = [size if entry in used else FIRST_SEGMENT for entry in range(1 << depth)]
         places: list[np.ndarray] = []
-        for each in sizes:
-            if (place := self._memory.allocate(each)) is None:
+        for _ in range(1 << depth):
+            if (place := self._memory.allocate(FIRST_SEGMENT)) is None:
                 for place in places:
                     self._memory.free(place)
                 return
@@ -109,7 +114,8 @@ class Directory:
         self._drop(table)
         self.tables[table, DIRECTORY] = len(self.segments)
         self.tables[table, SHIFT] = 63 - depth
-        segments = [self.new_segment(each) for each in sizes]
+        segments = [self.new_segment(FIRST_SEGMENT) for _ in places]
+        self._awaited |= dict.fromkeys(segments, size)
         self.places = np.concatenate([self.places, places])
         self.segments = np.concatenate([self.segments, np.array(segments, dtype=np.int32)])
 
@@ -134,6 +140,8 @@ class Directory:
         """Make room in a segment, by doubling it or to this many slots, or by splitting; False without memory."""
         mine = self.entries(table).start + np.flatnonzero(self.segments[self.entries(table)] == segment)
         shared = self.depth(table) - (len(mine).bit_length() - 1)  # top bits that its ids share
+        if self._rebuild(mine, self._awaited.pop(segment, 0)):
+            return True
         size = size or 2 * (int(self.places[mine[0], MASK]) + 1)
         if size <= LARGEST_SEGMENT or shared == DEEPEST:
             return self._rebuild(mine, size)
@@ -142,7 +150,9 @@ class Directory:
         return self._split(mine, bit=63 - shared)
 
     def _rebuild(self, mine: np.ndarray, size: int) -> bool:
-        """Move the segment of these entries into one of this size."""
+        """Move the segment of these entries into one of this size; False where it has it, or there is no memory."""
+        if size <= self.places[mine[0], MASK]:
+            return False
         old, segment = self.places[mine[0]].copy(), int(self.segments[mine[0]])
         place = self._memory.allocate(size)
         if place is None:
@@ -181,6 +191,7 @@ class Directory:
         segment = self._free_segments.pop()
         self.used[segment, HELD] = 0
         self.set_limit(segment, size)
+        self._awaited.pop(segment, None)
         return segment
 
     def free_segment(self, segment: int) -> None:

@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 SECONDS = 100
 forked = mp.get_context("forkserver")
 """Starts processes by forking one that has imported what is slow to import, and has not done anything else."""
-forked.set_forkserver_preload(["recis_lightning.cli.run", "tests.training.helpers"])
+forked.set_forkserver_preload(["tests.interpreted", "recis_lightning.cli.run", "tests.training.helpers"])
 ROOT = Path(__file__).parents[1]
 OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 OF_LAUNCHERS += ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")

@@ -4,6 +4,9 @@ A step asks with two all-to-alls (how many ids of each table, then the ids), is 
 brings the gradients with one, for all groups of tables together. What is asked for is asked once: ids that repeat in a
 rank's batch are one request, with the number of times where an admission counts.
 
+All of it happens where the tables lie. On a GPU the host waits for it once a step, to read the numbers of ids, by which
+it says how much goes where.
+
     ids of my batch -> partition_ids -> ids for each owner   ==>  lookup there
     pooled outputs  <- gather_pool   <- rows in that order   <==  rows
     their gradients -> pool_grads    -> a sum for each row   ==>  summed over ranks, divided by their number
@@ -14,7 +17,6 @@ is the gradient of the whole batch.
 W ranks, T tables of a group, U unique ids of this rank's batch, M ids that ranks ask of this one, D row width.
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -22,14 +24,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recis_lightning.embedding.route import Request
-from recis_lightning.embedding.wire import Codec, Parcels, Precision, Section, codec_of
+from recis_lightning.embedding.stopwatch import Stopwatch
+from recis_lightning.embedding.wire import Codec, Parcels, Precision, Section, codec_of, copy_each
 from recis_lightning.tables import PendingGrad, TableGroup
 from recis_lightning.tables.buffers import BufferPool
-from triton_ops.gather_pool import PooledGrad, pool_grads
+from recis_lightning.tables.pending import add_by_row
+from triton_ops.gather_pool import GradSums, PooledGrad
 from triton_ops.group_by_row import group_by_row
 from triton_ops.index import SHARDS
 from triton_ops.partition import Partition, partition_ids
 from triton_ops.row_layout import COUNT, GRANULE, RECORD, UNTRAINED
+from triton_ops.transfer import to_device
 
 
 def owned_shards(rank: int, world_size: int) -> tuple[int, int]:
@@ -40,13 +45,14 @@ def owned_shards(rank: int, world_size: int) -> tuple[int, int]:
 class FetchedRows:
     """A request whose rows other ranks have sent, and what this one was asked for at the same time."""
 
-    def __init__(self, request: Request, partition: Partition, asked_WT: Tensor) -> None:
+    def __init__(self, request: Request, partition: Partition, sizes_2WT: Tensor) -> None:
+        """``sizes_2WT``: how many ids of each table this rank asks of each, and each of it; on the CPU."""
         self.group = request.group
-        self.sent: list[int] = partition.sizes.sum(1).tolist()
+        self.sent: list[int] = sizes_2WT[0].sum(1).tolist()
         """How many ids this rank asks of each."""
-        self.received: list[int] = asked_WT.sum(1).tolist()
+        self.received: list[int] = sizes_2WT[1].sum(1).tolist()
         """And each of it."""
-        self.asked_WT = asked_WT
+        self.asked_WT = sizes_2WT[1]
         """What each asks of it, by table."""
         self.rows = partition.inverse
         self.weight: Tensor
@@ -54,54 +60,63 @@ class FetchedRows:
         """int64 [M]: the group's rows of what it was asked for, rank by rank."""
         self.counts: Tensor
         """int64 [U]: how often each row that came is in the batch, features that backward leaves out left out."""
-        self._ids = partition.ids
 
     def unique(self, unused: Sequence[slice], record: bool) -> tuple[Tensor, Tensor]:
         # The rows that came are a store of their own for once, with a granule behind them for what is not trained.
-        granules = -(-len(self._ids) // GRANULE) + 1
-        granule_table = torch.zeros(granules, dtype=torch.int32)
+        unique, device = sum(self.sent), self.rows.device
+        granules = -(-unique // GRANULE) + 1
+        granule_table = torch.zeros(granules, dtype=torch.int32, device=device)
         granule_table[-1] = UNTRAINED
-        meta = torch.zeros(granules * GRANULE, RECORD, dtype=torch.int64)
+        meta = torch.zeros(granules * GRANULE, RECORD, dtype=torch.int64, device=device)
         rows_N = self.rows
         if unused:
             rows_N = rows_N.clone()
             for values in unused:
                 rows_N[values] = len(meta) - 1
         rows_U, inverse_N = group_by_row(rows_N, meta, granule_table, tick=1, step=0)
-        self.counts = meta[: len(self._ids), COUNT]
-        return rows_U, inverse_N
+        self.counts = meta[:unique, COUNT]
+        return rows_U[:unique], inverse_N
 
 
 class Exchange:
     """Sends ids to their owners and rows back, over a process group of its own.
 
-    ``rows_as`` and ``grads_as`` say in which precision rows and gradients travel. Every rank of ``process_group`` calls
-    `fetch` and `leave` as often as the others, be its batch empty.
+    ``rows_as`` and ``grads_as`` say in which precision rows and gradients travel. ``device`` is where the tables lie,
+    the CPU where none is given, and ``process_group`` connects such devices: gloo for CPUs, nccl for GPUs. Every rank
+    of it calls `fetch` and `leave` as often as the others, be its batch empty.
     """
 
     def __init__(
-        self, process_group: dist.ProcessGroup, rows_as: Precision = "full", grads_as: Precision = "full"
+        self,
+        process_group: dist.ProcessGroup,
+        rows_as: Precision = "full",
+        grads_as: Precision = "full",
+        device: torch.device | None = None,
     ) -> None:
         self.process_group = process_group
+        self.device = device or torch.device("cpu")
         self.rank, self.world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
         self._rows_codec, self._grads_codec = codec_of(rows_as), codec_of(grads_as)
-        self._memory = BufferPool()  # of parcels: fresh memory costs more than what is copied into it
-        self._owner_S = torch.empty(SHARDS, dtype=torch.int64)
+        self._memory = BufferPool(self.device)  # of parcels: fresh memory costs more than what is copied into it
+        owner_S = torch.empty(SHARDS, dtype=torch.int64)
         for rank in range(self.world_size):
             first, last = owned_shards(rank, self.world_size)
-            self._owner_S[first:last] = rank
+            owner_S[first:last] = rank
+        self._owner_S = to_device(owner_S, self.device)
+        self._stopwatch = Stopwatch(self.device)
         self.steps = 0
         """Lookups of training since `take_costs`."""
         self.bytes_sent = 0
         """Bytes that went to other ranks since then."""
-        self.seconds = 0.0
-        """Wall time in all-to-alls since then, waiting for other ranks included."""
 
     def take_costs(self) -> dict[str, float]:
-        """Bytes sent and seconds spent for a step of training, on average since this was last asked."""
+        """Bytes sent and seconds spent for a step of training, on average since this was last asked.
+
+        Seconds are those of all-to-alls, waiting for other ranks included; on a GPU of those that it has told of.
+        """
         steps = max(self.steps, 1)
-        costs = {"exchange/bytes": self.bytes_sent / steps, "exchange/seconds": self.seconds / steps}
-        self.steps, self.bytes_sent, self.seconds = 0, 0, 0.0
+        costs = {"exchange/bytes": self.bytes_sent / steps, "exchange/seconds": self._stopwatch.take() / steps}
+        self.steps, self.bytes_sent = 0, 0
         return costs
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Exchange":
@@ -114,20 +129,21 @@ class Exchange:
         parts = [
             partition_ids(*request[1:], len(request.group), self._owner_S, self.world_size) for request in requests
         ]
-        asked = self._ask_for_sizes(parts, requests)
-        fetched = [FetchedRows(*of_group) for of_group in zip(requests, parts, asked, strict=True)]
+        sizes = self._tell_sizes(parts, requests)
+        fetched = [FetchedRows(*of_group) for of_group in zip(requests, parts, sizes, strict=True)]
         incoming = self._ask(parts, fetched, insert)
         for number, rows in enumerate(fetched):
             self._look_up(rows, [sections[number] for sections in incoming], insert)
         self._answer(fetched)
         return fetched
 
-    def _ask_for_sizes(self, parts: Sequence[Partition], requests: Sequence[Request]) -> list[Tensor]:
-        """What each rank asks of this one: for each group int64 [W, T]."""
+    def _tell_sizes(self, parts: Sequence[Partition], requests: Sequence[Request]) -> list[Tensor]:
+        """What this rank asks of each, and each of it: for each group int64 [2, W, T] on the CPU."""
         sizes = torch.cat([part.sizes for part in parts], dim=1)
         asked = torch.empty_like(sizes)
         self._all_to_all(asked, sizes)
-        return list(asked.split([len(request.group) for request in requests], dim=1))
+        both = torch.stack([sizes, asked]).cpu()  # where a step waits for the device, the one time
+        return list(both.split([len(request.group) for request in requests], dim=2))
 
     def _ask(
         self, parts: Sequence[Partition], fetched: Sequence[FetchedRows], insert: bool
@@ -138,9 +154,8 @@ class Exchange:
         outgoing = _Post(shapes, self._memory)
         for number, (part, rows) in enumerate(zip(parts, fetched, strict=True)):
             whole = [part.ids, part.counts] if counted[number] else [part.ids]
-            for section, tensor in enumerate(whole):
-                for to, piece in zip(outgoing.sections(number), tensor.split(rows.sent), strict=True):
-                    to[section].copy_(piece)
+            for to_ranks, tensor in zip(zip(*outgoing.sections(number), strict=True), whole, strict=True):
+                copy_each(to_ranks, tensor[: sum(rows.sent)].split(rows.sent))
         expected = [_of_ranks(rows.received, count) for rows, count in zip(fetched, counted, strict=True)]
         incoming = _Post(expected, self._memory)
         self._send(outgoing, incoming)
@@ -160,13 +175,11 @@ class Exchange:
         outgoing = _Post([self._rows_of_ranks(rows.group, rows.received, codec) for rows in fetched], memory)
         incoming = _Post([self._rows_of_ranks(rows.group, rows.sent, codec) for rows in fetched], memory)
         for number, rows in enumerate(fetched):
-            for to, piece in zip(outgoing.sections(number), rows.owned_rows.split(rows.received), strict=True):
-                self._rows_codec.encode(rows.group.weight.index_select(0, piece), to)
+            codec.encode(rows.group.copy_rows(rows.owned_rows).split(rows.received), outgoing.sections(number))
         self._send(outgoing, incoming)
         for number, rows in enumerate(fetched):
             rows.weight = rows.group.buffers.take((sum(rows.sent), rows.group.dim), rows.group.dtype)
-            for from_, piece in zip(incoming.sections(number), rows.weight.split(rows.sent), strict=True):
-                self._rows_codec.decode(from_, piece)
+            codec.decode(incoming.sections(number), rows.weight.split(rows.sent))
 
     # ------------------------------------------------------------------------------------------------------ backward
 
@@ -176,8 +189,8 @@ class Exchange:
         for number, (rows, pending) in enumerate(zip(fetched, grads, strict=True)):
             self._write_grads(rows, pending, outgoing.sections(number))
         self._send(outgoing, incoming)
-        for number, rows in enumerate(fetched):
-            self._leave_group(rows, incoming.sections(number), record)
+        for number, (rows, pending) in enumerate(zip(fetched, grads, strict=True)):
+            self._leave_group(rows, pending, incoming.sections(number), record)
 
     def _grads_of_ranks(self, rows: FetchedRows, sizes: Sequence[int]) -> list[list[Section]]:
         """For each rank: which tables are trained, how often each id occurred, the sums of its gradients."""
@@ -195,38 +208,44 @@ class Exchange:
                 for section in sections:
                     section.zero_()
             return
-        is_trained = torch.zeros(len(rows.group), dtype=torch.bool)
-        is_trained[list(pending.tables)] = True
+        is_trained = torch.tensor([table in pending.tables for table in range(len(rows.group))])
         found_UD = pending.summed(rows.group.buffers).grads
         assert isinstance(found_UD, Tensor)
-        grads_UD = torch.zeros_like(rows.weight, dtype=found_UD.dtype)
-        grads_UD.index_copy_(0, pending.rows, found_UD)
-        pieces = zip(sections_of_ranks, rows.counts.split(rows.sent), grads_UD.split(rows.sent), strict=True)
-        for (to_tables, to_counts, *to_grads), counts, grads in pieces:
-            to_tables.copy_(is_trained)
-            to_counts.copy_(counts)
-            self._grads_codec.encode(grads, to_grads)
+        # On a GPU there are places for more rows than have gradients: theirs is a row behind the others.
+        behind = len(rows.weight)
+        grads_UD = found_UD.new_zeros(behind + 1, rows.group.dim)
+        grads_UD.index_copy_(0, torch.where(pending.rows < 0, behind, pending.rows), found_UD)
+        to_tables, to_counts, *_ = zip(*sections_of_ranks, strict=True)
+        copy_each(to_tables, [to_device(is_trained, self.device)] * self.world_size)
+        copy_each(to_counts, rows.counts.split(rows.sent))
+        self._grads_codec.encode(grads_UD[:behind].split(rows.sent), [sections[2:] for sections in sections_of_ranks])
 
-    def _leave_group(self, rows: FetchedRows, sections_of_ranks: Sequence[Sequence[Tensor]], record: bool) -> None:
+    def _leave_group(
+        self,
+        rows: FetchedRows,
+        own: PendingGrad | None,
+        sections_of_ranks: Sequence[Sequence[Tensor]],
+        record: bool,
+    ) -> None:
         """Sum up what came from all ranks by row, for the group's optimizer."""
         group = rows.group
         if group.is_frozen:
             return
-        is_trained = torch.stack([sections[0] for sections in sections_of_ranks]).any(0)
-        tables = frozenset(is_trained.nonzero().squeeze(1).tolist())
+        is_trained_WT = torch.stack([sections[0] for sections in sections_of_ranks])
+        tables = _trained_tables(group, frozenset() if own is None else own.tables, is_trained_WT)
         if not tables:
             return
         counts_M = torch.cat([sections[1] for sections in sections_of_ranks]).long()
         dtype = group.layout.read_dtype
         grads_MD = group.buffers.take((len(counts_M), group.dim), dtype)
-        for sections, piece in zip(sections_of_ranks, grads_MD.split(rows.received), strict=True):
-            self._grads_codec.decode(sections[2:], piece)
+        self._grads_codec.decode([sections[2:] for sections in sections_of_ranks], grads_MD.split(rows.received))
         rows_M = rows.owned_rows.masked_fill(counts_M == 0, group.default_row)
         rows_U, inverse_M = group.unique_rows(rows_M, record, counts_M)
-        part = PooledGrad(grads_MD[:, None], torch.arange(len(rows_M) + 1)[None], None)
-        grads_UD = pool_grads([part], inverse_M, group.buffers.take((len(rows_U), group.dim), dtype))
-        counts_U = counts_M.new_zeros(len(rows_U)).index_add_(0, inverse_M[inverse_M >= 0], counts_M[inverse_M >= 0])
-        group.leave(PendingGrad(rows_U, grads_UD.div_(self.world_size), tables, counts_U))
+        offsets_M1 = torch.arange(len(rows_M) + 1, device=rows_M.device)
+        share_M = grads_MD.new_full((len(rows_M),), 1 / self.world_size)
+        sums = GradSums([PooledGrad(grads_MD[:, None], offsets_M1[None], share_M)], inverse_M)
+        pending = PendingGrad(rows_U, sums, tables, add_by_row(counts_M, inverse_M, len(rows_U)))
+        group.leave(pending if group.is_deferred else pending.summed(group.buffers))
 
     # --------------------------------------------------------------------------------------------------- collectives
 
@@ -241,15 +260,14 @@ class Exchange:
     def _all_to_all(
         self, into: Tensor, tensor: Tensor, splits: tuple[list[int] | None, list[int] | None] = (None, None)
     ) -> None:
-        started = time.perf_counter()
-        dist.all_to_all_single(into, tensor, *splits, group=self.process_group)
-        self.seconds += time.perf_counter() - started
+        with self._stopwatch.running():
+            dist.all_to_all_single(into, tensor, *splits, group=self.process_group)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks of a tensor, as a new one on the CPU, where the process group works."""
-        total = value.to("cpu", copy=True)
+        """The sum over ranks of a tensor, as a new one where that lies; one of the CPU goes by way of the device."""
+        total = value.to(self.device, copy=True)
         dist.all_reduce(total, group=self.process_group)
-        return total
+        return total.to(value.device)
 
 
 class _Post:
@@ -273,3 +291,22 @@ class _Post:
 
 def _of_ranks(sizes: Sequence[int], is_counted: bool) -> list[list[Section]]:
     return [[(torch.int64, (n,))] * (1 + is_counted) for n in sizes]
+
+
+def _trained_tables(group: TableGroup, own: frozenset[int], is_trained_WT: Tensor) -> frozenset[int]:
+    """The tables that any rank has gradients for: a step of theirs.
+
+    Where nobody waits for the device these are this rank's, and of others that differ a later step tells.
+    """
+    if not group.is_deferred:
+        return frozenset(is_trained_WT.any(0).nonzero().squeeze(1).tolist())
+
+    def explain(table: int, step: int, _: int) -> RuntimeError:
+        return RuntimeError(
+            f"table '{group[table].name}': at step {step} a loss depended on it on some ranks and not on others, which "
+            "ranks of GPUs can't learn in time; let losses use the same features on all ranks, times 0 where they must"
+        )
+
+    is_any_T = is_trained_WT.any(0)
+    group.watch.note("trained on all ranks", is_any_T & ~is_trained_WT.all(0), explain)
+    return own

@@ -47,17 +47,22 @@ def _padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each tensor to that of its place, in the dtype of this; on a GPU by one launch for all."""
+    torch._foreach_copy_(list(targets), list(sources))
+
+
 class Codec(Protocol):
-    """How rows [N, D] become sections of a parcel and rows again."""
+    """How rows [N, D] become sections of a parcel and rows again; those of all ranks by one call."""
 
     def sections(self, rows: int, dim: int, dtype: torch.dtype) -> list[Section]:
         """What so many rows take."""
 
-    def encode(self, rows_ND: Tensor, sections: Sequence[Tensor]) -> None:
-        """Write rows into their sections."""
+    def encode(self, rows_of_ranks: Sequence[Tensor], sections_of_ranks: Sequence[Sequence[Tensor]]) -> None:
+        """Write each rank's rows into their sections."""
 
-    def decode(self, sections: Sequence[Tensor], rows_ND: Tensor) -> None:
-        """Write what sections hold into rows."""
+    def decode(self, sections_of_ranks: Sequence[Sequence[Tensor]], rows_of_ranks: Sequence[Tensor]) -> None:
+        """Write what each rank's sections hold into rows."""
 
 
 class Cast:
@@ -70,11 +75,11 @@ class Cast:
         narrower = self._dtype is not None and dtype.is_floating_point and self._dtype.itemsize < dtype.itemsize
         return [(self._dtype if narrower and self._dtype is not None else dtype, (rows, dim))]
 
-    def encode(self, rows_ND: Tensor, sections: Sequence[Tensor]) -> None:
-        sections[0].copy_(rows_ND)
+    def encode(self, rows_of_ranks: Sequence[Tensor], sections_of_ranks: Sequence[Sequence[Tensor]]) -> None:
+        copy_each([sections[0] for sections in sections_of_ranks], rows_of_ranks)
 
-    def decode(self, sections: Sequence[Tensor], rows_ND: Tensor) -> None:
-        rows_ND.copy_(sections[0])
+    def decode(self, sections_of_ranks: Sequence[Sequence[Tensor]], rows_of_ranks: Sequence[Tensor]) -> None:
+        copy_each(rows_of_ranks, [sections[0] for sections in sections_of_ranks])
 
 
 def codec_of(precision: Precision) -> Codec:

@@ -110,7 +110,8 @@ class SparseOptimizer:
     def grad_norm_sq(self) -> Tensor:
         """The sum of squares of all gradients, each row's summed up first; a float64 scalar, 0 where there are none."""
         norms = [torch.linalg.vector_norm(grads).double() for grads in self._coalesced_grads()]
-        own = torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+        none = torch.zeros((), dtype=torch.float64, device=self.device)
+        own = torch.stack(norms).square().sum() if norms else none
         return self._sum_over_ranks(own)
 
     @torch.no_grad()
@@ -131,7 +132,7 @@ class SparseOptimizer:
         for grads in self._coalesced_grads():
             torch._amp_foreach_non_finite_check_and_unscale_([grads], found_inf, inv_scale)
         # A rank sees its own rows only, and all have to skip the step.
-        found_inf.copy_(self._sum_over_ranks(found_inf.cpu()).clamp(max=1.0))
+        found_inf.copy_(self._sum_over_ranks(found_inf).clamp(max=1.0))
 
     def state_dict(self) -> list[dict[str, Any]]:
         """A copy of ``param_groups``: all else is the tables' own."""

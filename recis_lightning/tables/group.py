@@ -31,6 +31,7 @@ from recis_lightning.tables.rows import DEFAULT_ROW, RowStore, TableFullError
 from recis_lightning.tables.table import ADMITTED, ERASED, EVICTED, REFUSED, DynamicTable
 from recis_lightning.tables.watch import Watch
 from triton_ops.blocks import Blocks
+from triton_ops.gather_pool import gather_rows
 from triton_ops.group_by_row import LAST_TICK, group_by_row
 from triton_ops.index import Inserted, mix64
 from triton_ops.initialize import FirstValue, FirstValues, initialize
@@ -186,6 +187,13 @@ class TableGroup:
         """int32 [R / 64] over reserved memory: the table of each 64 rows, -1 where they are not trained."""
         return self.rows.granule_table
 
+    def copy_rows(self, rows_N: Tensor) -> Tensor:
+        """[N, D] of these rows, for what does not outlive the step; from blocks by a kernel, as lookups read them."""
+        if not isinstance(self.weight, Tensor):
+            return gather_rows(self.weight, rows_N)
+        out_ND = self.buffers.take((len(rows_N), self.dim), self.dtype)
+        return torch.index_select(self.weight, 0, rows_N, out=out_ND)
+
     def move_to(self, device: torch.device) -> None:
         """Have all it holds on another device; row numbers are others afterwards. Memory is used on both meanwhile.
 
@@ -200,6 +208,7 @@ class TableGroup:
         self._check_no_pending("moving tables")
         moved = TableGroup([t.declaration for t in self.tables], seed=self.seed, max_rows=self.max_rows, device=device)
         for table, other in zip(self.tables, moved.tables, strict=True):
+            other.own(*table.shards)
             other.take_over(table)
             table.oldest = Queue()  # which speaks of rows
         moved.gate.restore(self.gate.snapshot())

@@ -214,7 +214,7 @@ class DynamicTable:
         """
         self._check(part)
         self.oldest = Queue()  # what is loaded may be older
-        placed = self.group.place(part.ids, *self._as_one_run(part.ids), fill=False)
+        placed = self.group.place(part.ids.to(self.device), *self._as_one_run(part.ids), fill=False)
         rows_N = placed.rows
         # Ids that are all new are all different, which is the common case.
         is_new = placed.new_rows >= 0

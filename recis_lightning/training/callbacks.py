@@ -27,6 +27,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from recis_lightning.ragged import Batch
 from recis_lightning.tables import DynamicTable
+from triton_ops.transfer import Arriving
 
 
 def run_directory(trainer: Trainer) -> str | None:
@@ -327,13 +328,13 @@ class SaveOnInterrupt(SteppedCallback):
     def __init__(self) -> None:
         self.requested = False
         """Whether this process has got a signal."""
-        self.agreed = torch.zeros(())
-        """How many ranks had, when they last told each other; read where there are several, for it may be on a GPU."""
+        self.agreed = Arriving(torch.zeros(()))
+        """How many ranks had, when they last told each other."""
         self._status = 130
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.requested, self.agreed, self._status = False, torch.zeros(()), 130
+        self.requested, self.agreed, self._status = False, Arriving(torch.zeros(())), 130
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._previous = {
                 number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
@@ -362,10 +363,10 @@ class SaveOnInterrupt(SteppedCallback):
             self._leave_if_requested(trainer)
 
     def _leave_if_requested(self, trainer: Trainer) -> None:
-        is_due = self.requested if trainer.world_size == 1 else bool(self.agreed)
+        is_due = self.requested if trainer.world_size == 1 else bool(self.agreed.read())
         if not (is_due and self.stepped):
             return
-        self.requested, self.agreed = False, torch.zeros(())
+        self.requested, self.agreed = False, Arriving(torch.zeros(()))
         # Lightning kills the process that started the others when one of these ends with a status that is not 0.
         status = self._status if trainer.is_global_zero else 0
         directory = run_directory(trainer)

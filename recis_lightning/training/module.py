@@ -56,6 +56,7 @@ from recis_lightning.training.strategy import ShardedStrategy
 from recis_lightning.training.towers import TowerReport, parameter_groups, schedules_of
 from recis_lightning.training.warm_start import BeginWarm
 from triton_ops.index import SHARDS
+from triton_ops.transfer import Arriving
 
 STAGES = ("val", "test")
 FACTORIES = ("network", "dense_optimizer", "lr_scheduler")
@@ -185,8 +186,8 @@ class RecModule(LightningModule):
         own = torch.stack([weight_B.double().sum() for weight_B in weights])
         route, requested = self.embedding.route, own.new_full((1,), float(self._stop.requested))
         sums = route.sum(torch.cat([own, requested]))
-        self._stop.agreed = sums[-1]
-        return sums[:-1].to(own.device) / route.world_size
+        self._stop.agreed = Arriving(sums[-1])
+        return sums[:-1] / route.world_size
 
     def _is_logged(self) -> bool:
         """Whether this batch's loss is logged: `log` costs as much as the forward of a small model."""
@@ -275,7 +276,7 @@ class RecModule(LightningModule):
         pieces_of_ranks = torch.zeros(route.world_size, dtype=torch.int64)
         pieces_of_ranks[route.rank] = -(-len(ids) // chunk)
         for number in range(int(route.sum(pieces_of_ranks).max())):
-            piece = ids[number * chunk : (number + 1) * chunk]
+            piece = ids[number * chunk : (number + 1) * chunk].to(chosen.device)
             request = Request(chosen.group, piece, torch.tensor([0, len(piece)]), torch.tensor([chosen.number]))
             (fetched,) = route.fetch([request], insert=False)
             if len(piece):

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 
@@ -144,7 +145,9 @@ def tell_started() -> None:
     os.environ[STARTED_BY] = str(os.getpid())
 
 
-def connect(environment: ClusterEnvironment, backend: str, timeout: timedelta | None) -> dist.Store:
+def connect(
+    environment: ClusterEnvironment, backend: str, timeout: timedelta | None, device: torch.device
+) -> dist.Store:
     """Set up the default process group, as Lightning would, and keep the store that it met over."""
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
@@ -157,7 +160,12 @@ def connect(environment: ClusterEnvironment, backend: str, timeout: timedelta | 
         # torchrun keeps its store when it starts ranks again: they would call those of the last time, who are gone.
         store = dist.PrefixStore(f"recis/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(
-            backend, store=dist.PrefixStore("default", store), rank=rank, world_size=world_size, timeout=timeout
+            backend,
+            store=dist.PrefixStore("default", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            device_id=None if device.type == "cpu" else device,
         )
     return store
 

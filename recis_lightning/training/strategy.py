@@ -4,8 +4,8 @@
 
 Each rank holds the rows of a range of virtual shards, and the others fetch them (see `embedding.exchange`). The dense
 part is trained as under DDP, which it subclasses; tables are neither parameters nor buffers, so that nothing of
-Lightning or DDP copies or overwrites them. They lie where the Trainer trains: on CPUs, any number of ranks, or on one
-GPU; anything else is refused when the Trainer is made.
+Lightning or DDP copies or overwrites them. They lie where the Trainer trains: on CPUs or on GPUs, one for each rank;
+anything else is refused when the Trainer is made.
 """
 
 import inspect
@@ -77,8 +77,8 @@ class ShardedStrategy(DDPStrategy):
 
     Ranks are processes: ``devices`` times ``num_nodes`` of the Trainer, which starts them, or those that torchrun or
     SLURM have started. Both parts are saved as one directory (see `training.checkpoint`), whose rows come back on any
-    number of ranks, and on any device. Other options are those of `DDPStrategy`. Raises MisconfigurationException for
-    several GPUs, and for a device that is neither CPU nor GPU.
+    number of ranks, and on any device. Other options are those of `DDPStrategy`. Raises MisconfigurationException for a
+    device that is neither CPU nor GPU.
     """
 
     strategy_name = "recis_sharded"
@@ -153,11 +153,6 @@ class ShardedStrategy(DDPStrategy):
                 f"recis_sharded: tables exist on CPUs and GPUs, the accelerator is {', '.join(sorted(devices))}; "
                 "write Trainer(accelerator='cpu', devices=1), in a recipe trainer: {accelerator: cpu, devices: 1}"
             )
-        if "cuda" in devices and self._processes > 1:
-            raise MisconfigurationException(
-                f"recis_sharded: tables are shared among CPUs only as yet, and {self._processes} GPUs are asked for; "
-                "write Trainer(accelerator='gpu', devices=1), in a recipe trainer: {accelerator: gpu, devices: 1}"
-            )
 
     def _refuse_other_numbers(self) -> None:
         """Launchers start processes, and the Trainer says how many there are to be."""
@@ -172,7 +167,9 @@ class ShardedStrategy(DDPStrategy):
     def setup_distributed(self) -> None:
         reset_seed()
         self.set_world_ranks()
-        self._process_group_backend = "gloo"
+        device = self.root_device
+        of_rows = "nccl" if device.type == "cuda" else "gloo"
+        self._process_group_backend = of_rows if self._processes > 1 else "gloo"  # alone it sends nothing
         if not dist.is_initialized():
             hook = sys.excepthook
             if self._processes == 1:
@@ -181,7 +178,7 @@ class ShardedStrategy(DDPStrategy):
                 self._owns_process_group = True
             else:
                 assert self.cluster_environment is not None
-                self._store = connect(self.cluster_environment, self._process_group_backend, self._timeout)
+                self._store = connect(self.cluster_environment, self._process_group_backend, self._timeout, device)
             sys.excepthook = hook  # torch's own puts "[rank0]: " before each line, once more for each group
         if dist.get_world_size() != self._processes:
             raise MisconfigurationException(
@@ -193,13 +190,13 @@ class ShardedStrategy(DDPStrategy):
             # gradient, which DDP sends from hooks in an order that is not that of the exchange.
             timeout = self._timeout or timedelta(minutes=30)
             self.ranks = Ranks(dist.new_group(backend="gloo", timeout=timeout), self._store)
-            self._rows_group = dist.new_group(backend="gloo", timeout=timeout)
+            self._rows_group = dist.new_group(backend=of_rows, timeout=timeout)
 
     def _share_tables(self) -> None:
         """Let each rank hold its share of the tables, and fetch from the others."""
         embedding: Any = getattr(self.lightning_module, "embedding", None)
         if embedding is not None and self.ranks.world_size > 1:
-            embedding.shard(Exchange(self._rows_group, **self._travel))
+            embedding.shard(Exchange(self._rows_group, **self._travel, device=self.root_device))
 
     def _agree_on_versions(self, trainer: Trainer) -> None:
         """Let loggers number the run alike: each rank would look for a free number, and find those of others."""

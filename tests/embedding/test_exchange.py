@@ -1,5 +1,6 @@
-"""The exchange: tables shared by two and three ranks read and train as those of one rank do."""
+"""The exchange: tables shared by two and three ranks read and train as those of one rank do, on CPUs and on GPUs."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from recis_lightning.embedding.wire import Parcels, codec_of
 from recis_lightning.optim import SparseOptimizer
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Schema
+from tests.interpreter import import_interpreted
+from tests.pretend_gpu import GPU, on_pretended_gpu, pretending
 from tests.ranks import run_ranks
 from triton_ops.index import SHARDS, virtual_shard
 
@@ -58,32 +61,42 @@ def share(ragged: Ragged, rank: int, world_size: int, empty: bool) -> Ragged:
     return Ragged(ragged.values[begin:end], ragged.offsets[first : last + 1] - begin)
 
 
-def train(schema: dict[str, Any], exchange_options: dict[str, Any], empty: bool = False) -> dict[str, Any]:
+def train(
+    schema: dict[str, Any], exchange_options: dict[str, Any], empty: bool = False, on_gpu: bool = False
+) -> dict[str, Any]:
     """A few steps of a fixed loss on this rank's rows; what it read, and what its tables hold in the end."""
-    collection = EmbeddingCollection(Schema.from_dict(schema), seed=3, max_rows=10_000)
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if world_size > 1:
-        group = dist.group.WORLD
-        assert group is not None
-        collection.shard(Exchange(group, **exchange_options))
-    optimizer = SparseOptimizer(collection.groups)
-    read = []
-    for step in range(STEPS):
-        inputs = {name: batch(step, number) for number, name in enumerate(collection.features)}
-        outputs = collection({name: share(ids, rank, world_size, empty) for name, ids in inputs.items()})
-        read.append(outputs["a"].detach().clone())
-        sums = [outputs[name].square().sum() for name in ("a", "b", "d")] + [outputs["c"].values.square().sum()]
-        loss = torch.stack([value.double() for value in sums]).sum()
-        (loss * world_size / ROWS).backward()
-        optimizer.step()
-    tables = {}
-    for name, table in collection.tables.items():
-        part = table.export()
-        tables[name] = {"ids": part.ids, "weight": part.weight, "count": part.count, "last_step": part.last_step}
-        tables[name] |= {f"slot.{slot}": value for slot, value in part.slots.items()}
-        tables[name]["step"] = torch.tensor(table.step)
-        tables[name]["refused"] = torch.tensor(table.stats()["refused"])
-    return {"read": read, "tables": tables}
+    if on_gpu:
+        import_interpreted()
+    with pretending() if on_gpu else nullcontext() as gpu:
+        device = GPU if on_gpu else torch.device("cpu")
+        collection = EmbeddingCollection(Schema.from_dict(schema), seed=3, max_rows=10_000)
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if world_size > 1:
+            group = dist.group.WORLD
+            assert group is not None
+            collection.shard(Exchange(group, **exchange_options, device=device))
+        collection.to(device)
+        optimizer = SparseOptimizer(collection.groups)
+        read, waits = [], []
+        for step in range(STEPS):
+            inputs = {name: batch(step, number) for number, name in enumerate(collection.features)}
+            inputs = {name: share(ids, rank, world_size, empty).to(device) for name, ids in inputs.items()}
+            before = 0 if gpu is None else len(gpu.waits)
+            outputs = collection(inputs)
+            sums = [outputs[name].square().sum() for name in ("a", "b", "d")] + [outputs["c"].values.square().sum()]
+            loss = torch.stack([value.double() for value in sums]).sum()
+            (loss * world_size / ROWS).backward()
+            optimizer.step()
+            waits.append([] if gpu is None else gpu.waits[before:])
+            read.append(outputs["a"].detach().cpu().clone())
+        tables = {}
+        for name, table in collection.tables.items():
+            part = table.export()
+            tables[name] = {"ids": part.ids, "weight": part.weight, "count": part.count, "last_step": part.last_step}
+            tables[name] |= {f"slot.{slot}": value for slot, value in part.slots.items()}
+            tables[name]["step"] = torch.tensor(table.step)
+            tables[name]["refused"] = torch.tensor(table.stats()["refused"])
+    return {"read": read, "tables": tables, "waits": waits}
 
 
 def joined(ranks: list[dict[str, Any]], name: str, key: str) -> Tensor:
@@ -91,13 +104,26 @@ def joined(ranks: list[dict[str, Any]], name: str, key: str) -> Tensor:
     return torch.cat([rank["tables"][name][key] for rank in ranks])
 
 
+def on_gpus(*case: Any) -> Any:
+    return pytest.param(*case, True, marks=on_pretended_gpu)
+
+
 @pytest.mark.trap(11)
-@pytest.mark.parametrize(("world_size", "empty"), [(2, False), (3, True)])
-@pytest.mark.parametrize("admission", ["always", "counter"])
-def test_shared_tables_train_as_those_of_one_rank(world_size: int, empty: bool, admission: str) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "empty", "admission", "on_gpu"),
+    [
+        *((*ranks, admission, False) for ranks in ((2, False), (3, True)) for admission in ("always", "counter")),
+        on_gpus(2, False, "counter"),
+        on_gpus(3, True, "always"),
+    ],
+)
+def test_shared_tables_train_as_those_of_one_rank(world_size: int, empty: bool, admission: str, on_gpu: bool) -> None:
     schema = make_schema(admission=admission).to_dict()
     one = train(schema, {})
-    ranks = run_ranks(world_size, train, schema, {}, empty)
+    ranks = run_ranks(world_size, train, schema, {}, empty, on_gpu)
+    if on_gpu and admission == "always":
+        sizes_read = ["aten._to_copy.default"]
+        assert [rank["waits"] for rank in ranks] == [[sizes_read] * STEPS] * world_size, "else nobody waits for a GPU"
     for step in range(STEPS):
         whole = torch.cat([rank["read"][step] for rank in ranks])
         torch.testing.assert_close(whole, one["read"][step], rtol=0, atol=1e-12)
@@ -129,9 +155,10 @@ def other_kinds() -> Schema:
     return Schema.from_dict(settings)
 
 
-def test_means_narrow_rows_and_frozen_tables_are_shared_as_well() -> None:
+@pytest.mark.parametrize("on_gpu", [False, on_gpus()])
+def test_means_narrow_rows_and_frozen_tables_are_shared_as_well(on_gpu: bool) -> None:
     schema = other_kinds().to_dict()
-    one, ranks = train(schema, {}), run_ranks(2, train, schema, {})
+    one, ranks = train(schema, {}), run_ranks(2, train, schema, {}, False, on_gpu)
     for name, expected in one["tables"].items():
         for key in ("ids", "count", "last_step"):
             assert torch.equal(joined(ranks, name, key), expected[key]), (name, key)
@@ -152,6 +179,31 @@ def test_rows_that_travel_narrower_are_rounded_to_the_nearest(precision: str, bo
     assert not torch.equal(rounded, one)
     assert (rounded - one).abs().max() <= bound * 0.5
     assert torch.equal(joined(ranks, "t", "ids"), joined([train(schema, {})], "t", "ids"))
+
+
+def disagree() -> tuple[list[int], str]:
+    """On rank 0 a loss depends on tables t and v, on rank 1 on v alone, on pretended GPUs: what is told by step 2."""
+    import_interpreted()
+    with pretending():
+        collection, group = EmbeddingCollection(make_schema(), seed=3, max_rows=10_000), dist.group.WORLD
+        assert group is not None
+        collection.shard(Exchange(group, device=GPU))
+        collection.to(GPU)
+        inputs = {name: batch(0, number).to(GPU) for number, name in enumerate(collection.features)}
+        outputs = collection(inputs)
+        names = ("a", "d") if dist.get_rank() == 0 else ("d",)
+        torch.stack([outputs[name].sum() for name in names]).sum().backward()
+        SparseOptimizer(collection.groups).step()
+        with pytest.raises(RuntimeError) as found:
+            collection(inputs)
+        return [table.step for table in collection.tables.values()], str(found.value)
+
+
+@on_pretended_gpu
+def test_a_table_that_only_some_ranks_of_gpus_train_is_told_by_a_later_step() -> None:
+    ranks = run_ranks(2, disagree)
+    assert all("table 't': at step 1 a loss depended on it on some ranks" in message for _, message in ranks)
+    assert [steps[2] for steps, _ in ranks] == [1, 1]
 
 
 def test_ranks_own_ranges_that_cover_all_virtual_shards() -> None:

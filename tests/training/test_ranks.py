@@ -94,7 +94,7 @@ def fit(
         "scale": trainer.precision_plugin.scaler.get_scale() if scale is not None else 1.0,
         "losses": list(losses.by_batch.values()),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-        "dense": {name: whole(value).clone() for name, value in module.network.state_dict().items()},
+        "dense": {name: whole(value).cpu().clone() for name, value in module.network.state_dict().items()},
         "tables": tables,
     }
 
@@ -379,3 +379,19 @@ def test_evaluation_on_several_ranks_leaves_their_rows_and_gives_the_same(data: 
         assert all(len(rows) for rows in rank["before"])
         assert rank["metrics"] == [pytest.approx(each, rel=1e-9) for each in one["metrics"]]
     torch.testing.assert_close(torch.cat([rank["scores"] for rank in ranks]), one["scores"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ranks_on_gpus_train_as_one_on_the_cpu_where_their_checkpoint_goes_on(
+    strategy: str, data: str, tmp_path: Path
+) -> None:
+    expected = fit(data, str(tmp_path / "whole"), dtype="float32", max_steps=9, max_epochs=-1)
+    on_gpus = partial(fit, dtype="float32", max_steps=5, max_epochs=-1, strategy=strategy, accelerator="gpu")
+    ranks = run_trainers(2, on_gpus, data, str(tmp_path / "gpus"), 2)
+    means = torch.tensor([rank["losses"] for rank in ranks]).mean(0)
+    torch.testing.assert_close(means, torch.tensor(expected["losses"][:5]), rtol=1e-4, atol=1e-5)
+    last = str(tmp_path / "gpus/checkpoints/last.ckpt")
+    back = fit(data, str(tmp_path / "back"), dtype="float32", max_steps=9, max_epochs=-1, ckpt_path=last)
+    assert_same([back], expected | {"losses": expected["losses"][5:]}, rtol=1e-4, atol=1e-5)

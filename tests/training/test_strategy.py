@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -86,11 +87,21 @@ def test_other_accelerators_are_refused() -> None:
         strategy._configure_launcher()
 
 
-def test_one_gpu_is_taken_and_several_are_refused() -> None:
-    ShardedStrategy(parallel_devices=[torch.device("cuda", 0)])._configure_launcher()
-    strategy = ShardedStrategy(parallel_devices=[torch.device("cuda", 0), torch.device("cuda", 1)])
-    with pytest.raises(MisconfigurationException, match=r"2 GPUs are asked for; write Trainer\(accelerator='gpu', dev"):
-        strategy._configure_launcher()
+def test_ranks_of_gpus_meet_over_nccl_each_on_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[Any] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(ShardedStrategy, "set_world_ranks", lambda strategy: None)
+    monkeypatch.setattr(ShardedStrategy, "_refuse_other_numbers", lambda strategy: None)
+    monkeypatch.setattr("recis_lightning.training.strategy.connect", lambda *arguments: met.append(arguments))
+    monkeypatch.setattr(dist, "new_group", lambda backend, timeout: met.append(backend))
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
+    environment = LightningEnvironment()
+    gpus = [torch.device("cuda", index) for index in range(2)]
+    strategy = ShardedStrategy(parallel_devices=gpus, cluster_environment=environment)
+    strategy._configure_launcher()
+    strategy.setup_distributed()
+    # Dense gradients and rows travel between GPUs; what ranks say of paths and failures between CPUs.
+    assert [met[0][1], met[0][3], *met[1:]] == ["nccl", gpus[1], "gloo", "nccl"]
 
 
 @pytest.mark.trap(9)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from triton_ops.index import mix64
+from triton_ops.transfer import to_device
 
 CONSTANT, UNIFORM, NORMAL = range(3)
 
@@ -82,7 +83,7 @@ class FirstValues:
         """The four arrays on a device, keys as int64; copied at the first call."""
         if device not in self._copies:
             arrays = self.kinds, self.keys.view(np.int64), self.parameters, self.states
-            self._copies[device] = tuple(torch.from_numpy(array).to(device) for array in arrays)
+            self._copies[device] = tuple(to_device(torch.from_numpy(array), device) for array in arrays)
         return self._copies[device]
 
     @staticmethod

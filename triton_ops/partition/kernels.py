@@ -83,7 +83,7 @@ def spread(ends, positions, spots, counts, inverse, blocks, BLOCK: tl.constexpr)
 def partition_ids(
     ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, tables: int, owner_S: Tensor, owners: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See op.py. Waits for the device once, to learn how many unique ids there are."""
+    """See op.py."""
     device = ids_N.device
     sizes_WT = torch.zeros((owners, tables), dtype=torch.int64, device=device)
     if not len(ids_N):
@@ -97,8 +97,7 @@ def partition_ids(
     grid = (-(-len(ids_N) // index_kernels.BLOCK),)
     arrays = numbered.ends, numbered.positions, numbered.spots, counts_N, inverse_N
     spread[grid](*arrays, runs.blocks, **_block())
-    found = int(begins_WB[-1, -1])
-    return unique_N[:found], counts_N[:found], _sizes(begins_WB, runs), inverse_N
+    return unique_N, counts_N, _sizes(begins_WB, runs), inverse_N
 
 
 def _scratch(ids_of_table: np.ndarray, device: torch.device) -> tuple[Tensor, ...]:

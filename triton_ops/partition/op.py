@@ -18,9 +18,9 @@ class Partition(NamedTuple):
     """A batch's ids, each once for each of its tables, ordered by owner, then table, then first occurrence."""
 
     ids: Tensor
-    """int64 [U]."""
+    """int64 [U]; where nobody waits for how many there are [N], of which the first ``sizes.sum()`` mean something."""
     counts: Tensor
-    """int64 [U]: how often each occurs."""
+    """int64, as long: how often each occurs."""
     sizes: Tensor
     """int64 [W, T]: how many of them belong to each owner and table."""
     inverse: Tensor
@@ -34,8 +34,8 @@ def partition_ids(
 
     Run k, ids from ``splits_K1[k]`` to ``splits_K1[k + 1]``, belongs to table ``tables_K[k]`` of ``tables``; a table
     may come up in several runs, and the same id in two tables is two. ``owner_S`` says which of ``owners`` each of the
-    4096 virtual shards belongs to. All are int64; ids and results may lie on a GPU, which it waits for once. Raises
-    ValueError where dtypes or shapes do not fit.
+    4096 virtual shards belongs to. All are int64; ids, owners and results may lie on a GPU, which nobody waits for.
+    Raises ValueError where dtypes or shapes do not fit.
     """
     for name, tensor in (("ids", ids_N), ("splits", splits_K1), ("tables", tables_K), ("owners", owner_S)):
         if tensor.dtype != torch.int64 or tensor.dim() != 1:

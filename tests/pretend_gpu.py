@@ -37,6 +37,7 @@ _OF_VALUES = {  # what a GPU must be waited for, since values say how large the 
     aten._local_scalar_dense, aten.nonzero, aten._unique, aten._unique2, aten.unique_dim, aten.unique_consecutive,
     aten.masked_select, aten.bincount, aten.equal, aten.is_nonzero,
 }  # fmt: skip
+_INDEXED = {aten.index, aten.index_put, aten.index_put_}
 _COPIES = {aten.copy_, aten._to_copy, aten._foreach_copy_, aten._copy_from}
 
 
@@ -69,6 +70,15 @@ class OnGpu(Tensor):
     def set_(self, *place: Any) -> "OnGpu":  # type: ignore[override]
         with _disable_current_modes():
             return OnGpu(self.held.new_empty(0).set_(*place))
+
+    def __getitem__(self, place: Any) -> Tensor:
+        return super().__getitem__(_places(place))
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        super().__setitem__(_places(place), value)
+
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+        return torch.tensor(data, **({"dtype": self.dtype, "device": GPU} | options))
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -103,7 +113,7 @@ class Gpu(TorchDispatchMode):
         if not here and not is_sent:
             options.pop("pin_memory", None)
             return function(*arguments, **options)
-        self._check_one_device(function, tensors)
+        self._check_one_device(function, arguments, tensors)
         self._note_waits(function, arguments, options, bool(here), is_sent)
         if target is not None:
             options["device"] = torch.device("cpu")
@@ -114,7 +124,11 @@ class Gpu(TorchDispatchMode):
         stays = is_sent or (bool(here) and target is None)
         return self._as_given(function, arguments, result) if stays else result
 
-    def _check_one_device(self, function: Any, tensors: list[Tensor]) -> None:
+    def _check_one_device(self, function: Any, arguments: Any, tensors: list[Tensor]) -> None:
+        if function.overloadpacket in _INDEXED:  # places may come from the CPU, and are copied
+            tensors = [arguments[0], *arguments[2:3]]
+            if any(isinstance(part, Tensor) and not isinstance(part, OnGpu) for part in arguments[1]):
+                self.waits.append(str(function))
         there = [tensor for tensor in tensors if not isinstance(tensor, OnGpu) and tensor.dim()]
         if there and len(there) < len(tensors) and function.overloadpacket not in _COPIES:
             raise RuntimeError(f"{function}: tensors are on cuda:0 and on the CPU")
@@ -145,12 +159,19 @@ class Gpu(TorchDispatchMode):
         return tree_map(wrap, result)
 
 
+def _places(place: Any) -> Any:
+    """Lists of places as tensors: of a list torch would make one of the device meta, without what it says."""
+    if isinstance(place, tuple):
+        return tuple(map(_places, place))
+    return torch.tensor(place) if isinstance(place, list) else place
+
+
 def _held(value: Any) -> Any:
     return value.held if isinstance(value, OnGpu) else value
 
 
 def _picks_by_mask(packet: Any, arguments: Any) -> bool:
-    if packet not in (aten.index, aten.index_put, aten.index_put_):
+    if packet not in _INDEXED:
         return False
     # A mask that is given one number is filled without being counted.
     is_filled = packet is not aten.index and arguments[2].numel() == 1

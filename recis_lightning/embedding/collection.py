@@ -86,7 +86,7 @@ class EmbeddingCollection(nn.Module):
         for group in self.groups:
             mine = [table for table in tables.values() if table.group is group]
             if mine:
-                parts = [ids[table.name] for table in mine]
+                parts = [ids[table.name].to(group.device) for table in mine]
                 splits = torch.tensor([0, *map(len, parts)]).cumsum(0)
                 counts = group.erase(torch.cat(parts), splits, torch.tensor([table.number for table in mine]))
                 erased |= {table.name: counts[table.number] for table in mine}

@@ -53,11 +53,13 @@ def choose(table: "DynamicTable", policy: Eviction, step: int, now: float) -> Te
         return _unused_since(table, first_step_after(table.times, step, now, policy.seconds))
     if isinstance(policy, L2Norm):
         return _short(table, policy.below)
-    excess = len(table) - (table.capacity or 0)
     if isinstance(policy, Score) and policy.below is not None:
         rows, scores = _scores(table, policy, step)
         return rows[scores < policy.below]
-    if excess <= 0:
+    capacity = table.capacity or 0
+    # What is known without asking a GPU first: mostly it says that nothing is to be done.
+    is_past = table.group.index.count_at_most(table.number) > capacity
+    if not is_past or (excess := len(table) - capacity) <= 0:
         return torch.empty(0, dtype=torch.int64)
     if isinstance(policy, Score):
         rows, scores = _scores(table, policy, step)

@@ -21,7 +21,7 @@ from recis_lightning.schema import Table
 from recis_lightning.schema.optimizers import first_state
 from recis_lightning.schema.policies import Score, keeps_to_capacity
 from recis_lightning.tables import eviction
-from recis_lightning.tables.admission import Gate
+from recis_lightning.tables.admission import Gate, Unknown
 from recis_lightning.tables.buffers import BufferPool
 from recis_lightning.tables.eviction import Queue
 from recis_lightning.tables.indices import make_index
@@ -39,6 +39,7 @@ from triton_ops.row_layout import GRANULE, ID, LAST_STEP
 from triton_ops.transfer import is_capturing, to_device
 
 LENT_ROWS = 1 << 16  # what a table may have beyond a small capacity until the step's eviction
+NOTED_ADMITTED, NOTED_REFUSED = 0, 1
 MOST_PENDING = 8  # more would take memory for each accumulated batch, fewer would sum most gradients several times
 
 
@@ -74,7 +75,7 @@ class TableGroup:
     column alone. One thread at a time may use a group. Copies and pickles hold the rows in use, not the reservation.
 
     All that has to do with rows lies on ``device``, the CPU where none is given, and so do ids and rows of its calls;
-    what is known of ids that wait for admission lies on the CPU.
+    so does what is known of ids that wait for admission.
 
     Raises ValueError where the tables differ in layout.
     """
@@ -117,8 +118,10 @@ class TableGroup:
         """Memory for the outputs and gradients of lookups."""
         self.gate = Gate(tables, seed, max_rows, self.device)
         """Decides which unknown ids get a row."""
-        self.events = np.zeros((len(tables), 4), dtype=np.int64)
-        """int64 [tables, 4]: what has happened to ids, by the columns that table.py names."""
+        self._events = np.zeros((len(tables), 4), dtype=np.int64)
+        with torch.inference_mode(False):
+            self._noted_2T = torch.zeros(2, len(tables), dtype=torch.int64, device=self.device)
+        """What admission has noted where its tables lie, and nobody has asked for yet."""
         self._lost_T = np.zeros(len(tables), dtype=np.int64)
         self.erasures = 0
         """How often ids were erased: rows looked up before the last time may be others' by now."""
@@ -161,6 +164,14 @@ class TableGroup:
     @property
     def device(self) -> torch.device:
         return self.rows.granule_table.device
+
+    @property
+    def events(self) -> np.ndarray:
+        """int64 [tables, 4]: what has happened to ids, by the columns that table.py names. A GPU is waited for."""
+        if not self.gate.is_open:
+            self._events[:, [ADMITTED, REFUSED]] += self._noted_2T.T.cpu().numpy()
+            self._noted_2T.zero_()
+        return self._events
 
     @property
     def is_frozen(self) -> bool:
@@ -212,7 +223,8 @@ class TableGroup:
             other.take_over(table)
             table.oldest = Queue()  # which speaks of rows
         moved.gate.restore(self.gate.snapshot())
-        kept = "tables", "events", "frozen_lookups", "erasures"
+        moved._events = self.events
+        kept = "tables", "frozen_lookups", "erasures"
         vars(self).update({name: value for name, value in vars(moved).items() if name not in kept})
         self.erasures += 1  # rows that were looked up before are no longer theirs
 
@@ -255,6 +267,7 @@ class TableGroup:
             return
         self.watch.raise_found()
         self.raise_lost()
+        self.gate.raise_lost()
         self.watch.begin_step(self.clock)
 
     def begin_replay(self) -> None:
@@ -298,28 +311,51 @@ class TableGroup:
         self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, counts_N: Tensor | None
     ) -> Tensor:
         rows_N = self.index.find(ids_N, splits_K1, table_index_K, DEFAULT_ROW)
+        take_up = self._take_up_by_mask if self.rows.is_ahead else self._take_up
+        return take_up(rows_N, ids_N, splits_K1, table_index_K, counts_N)
+
+    def _take_up(
+        self, rows_N: Tensor, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, counts_N: Tensor | None
+    ) -> Tensor:
+        """Give rows to those ids without one that are admitted; the row of each id."""
         unknown_M = (rows_N == DEFAULT_ROW).nonzero().squeeze(1)
         if len(unknown_M) == 0:
             return rows_N
-        unknown_ids_M, device_splits_K1 = ids_N[unknown_M], to_device(splits_K1, self.device)
+        device_splits_K1 = to_device(splits_K1, self.device)
         run_sizes_K = torch.searchsorted(unknown_M, device_splits_K1).diff()
         tables_M = to_device(table_index_K, self.device).repeat_interleave(run_sizes_K, output_size=len(unknown_M))
-        ends_M: slice | Tensor = slice(None)
-        ids_O, tables_O = unknown_ids_M, tables_M
-        if counts_N is not None:  # all occurrences: the gate counts them, and decides once for those of an id
-            counts_M = counts_N[unknown_M]
-            ids_O, tables_O = ids_O.repeat_interleave(counts_M), tables_M.repeat_interleave(counts_M)
-            ends_M = counts_M.cumsum(0) - 1
-        admitted_O = self.gate.admit(ids_O, tables_O, self.clock)
-        self.events[:, REFUSED] += torch.bincount(tables_O[~admitted_O], minlength=len(self)).cpu().numpy()
-        admitted_M = admitted_O[ends_M]
+        admitted_M = self._admit(Unknown(ids_N[unknown_M], tables_M, None if counts_N is None else counts_N[unknown_M]))
         admitted = unknown_M[admitted_M]
         if len(admitted):
             before = [len(table) for table in self.tables]
             splits = torch.searchsorted(admitted, device_splits_K1).cpu()
-            rows_N[admitted] = self._insert(unknown_ids_M[admitted_M], splits, table_index_K).rows
-            self.events[:, ADMITTED] += [len(table) - count for table, count in zip(self.tables, before, strict=True)]
+            rows_N[admitted] = self._insert(ids_N[admitted], splits, table_index_K).rows
+            self._events[:, ADMITTED] += [len(table) - count for table, count in zip(self.tables, before, strict=True)]
         return rows_N
+
+    def _take_up_by_mask(
+        self, rows_N: Tensor, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, counts_N: Tensor | None
+    ) -> Tensor:
+        """`_take_up` where nobody waits for how many ids have no row."""
+        if is_capturing():
+            names = ", ".join(table.name for table in self.tables[:5])
+            raise RuntimeError(f"tables {names}: what an admission counts can't be captured in a graph; leave it out")
+        sizes_K, tables_K = to_device(splits_K1.diff(), self.device), to_device(table_index_K, self.device)
+        tables_N = tables_K.repeat_interleave(sizes_K, output_size=len(ids_N))
+        runs, is_unknown_N = (splits_K1, table_index_K), rows_N == DEFAULT_ROW
+        admitted_N = self._admit(Unknown(ids_N, tables_N, counts_N, runs, is_unknown_N))
+        inserted = self._insert(ids_N, *runs, wanted_N=admitted_N)
+        new_tables_N = self.granule_table[inserted.new_rows // GRANULE].long().clamp_(min=0)
+        self._noted_2T[NOTED_ADMITTED].index_add_(0, new_tables_N, (inserted.new_rows >= 0).long())
+        return torch.where(admitted_N, inserted.rows, rows_N)
+
+    def _admit(self, unknown: Unknown) -> Tensor:
+        """Which of them get a row, bool [M]; the others are noted."""
+        admitted_M = self.gate.admit(unknown, self.clock)
+        is_refused_M = ~admitted_M if unknown.asks is None else unknown.asks & ~admitted_M
+        refused_M = is_refused_M.long() if unknown.counts is None else torch.where(is_refused_M, unknown.counts, 0)
+        self._noted_2T[NOTED_REFUSED].index_add_(0, unknown.tables, refused_M)
+        return admitted_M
 
     def insert(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor) -> Tensor:
         """`lookup` that gives every new id a row, whatever the admission of its table says; waits until it is sure."""
@@ -331,11 +367,19 @@ class TableGroup:
         self.raise_lost(wait=True)
         return inserted
 
-    def _insert(self, ids_N: Tensor, splits_K1: Tensor, table_index_K: Tensor, fill: bool = True) -> Inserted:
+    def _insert(
+        self,
+        ids_N: Tensor,
+        splits_K1: Tensor,
+        table_index_K: Tensor,
+        fill: bool = True,
+        wanted_N: Tensor | None = None,
+    ) -> Inserted:
         if self.is_deferred and is_capturing():
             self.captured.lookups.append((splits_K1, table_index_K))
         with self._naming_tables():
-            inserted = self.index.find_or_insert(ids_N, splits_K1, table_index_K, self.rows.pool)
+            wanted = () if wanted_N is None else (wanted_N,)
+            inserted = self.index.find_or_insert(ids_N, splits_K1, table_index_K, self.rows.pool, *wanted)
         if len(inserted.new_rows) and (fill or self.is_deferred or inserted.full_table is not None):
             arrays = self.weight, self.state, self.meta, inserted.new_rows, self.granule_table
             initialize(*arrays, self._first_values)

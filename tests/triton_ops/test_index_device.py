@@ -86,6 +86,24 @@ def test_ids_without_a_row_are_counted_and_the_others_served() -> None:
     assert tables.index.lost(wait=True).tolist() == [0, 27]
 
 
+def test_a_mask_says_which_new_ids_get_rows_and_which_go() -> None:
+    tables = Tables(tables=2, apart=True)
+    ids, splits, of = runs_of((0, torch.tensor([5, 6, 5, 7])), (1, torch.tensor([5, 8])), (0, torch.tensor([6, 9])))
+    ids = ids.to(tables.device)
+    tables.insert(torch.tensor([7]))
+
+    def masked(*chosen: int) -> Tensor:
+        return torch.tensor([place in chosen for place in range(8)], device=tables.device)
+
+    inserted = tables.index.find_or_insert(ids, splits, of, tables.pool, masked(2, 3, 5, 6))
+    start = tables.rows_of_table
+    assert inserted.rows.tolist() == [-1, -1, 1, 0, -1, start, 2, -1]
+    assert sorted(inserted.new_rows[inserted.new_rows >= 0].tolist()) == [1, 2, start]
+    assert tables.index.find(ids, splits, of).tolist() == [1, 2, 1, 0, -1, start, 2, -1]
+    assert int(tables.index.erase(ids, splits, of, tables.pool, masked(0, 2, 4, 7))) == 1
+    assert tables.index.find(ids, splits, of).tolist() == [-1, 2, -1, 0, -1, start, 2, -1]
+
+
 def test_runs_of_one_table_count_as_one_in_the_order_of_the_call() -> None:
     tables = Tables(apart=True)
     ids, splits, of = runs_of((2, torch.tensor([5, 6])), (0, torch.tensor([5])), (2, torch.tensor([7, 5, 8])))

@@ -42,6 +42,7 @@ from triton_ops.index.reference import mix64, virtual_shard
 from triton_ops.index.segments import copy, lasting, send
 from triton_ops.places import place_of
 from triton_ops.row_layout import GRANULE
+from triton_ops.transfer import Arriving
 
 MOST_REPORTS = 8  # on their way; later ones tell all that earlier ones do
 MOST_RUNS = 64  # layouts of ids that are kept on the device
@@ -50,15 +51,13 @@ MOST_RUNS = 64  # layouts of ids that are kept on the device
 class _Report(NamedTuple):
     """The counters on their way to the host."""
 
-    counters: Tensor
+    counters: Arriving
     """int64 [T, 4]."""
-    held: Tensor
-    """int64 [G, 2]."""
+    held: Arriving
+    """int64 [G, 2]; the last to come."""
     submitted: np.ndarray
     """int64 [T]: how many ids each table had been asked for until then."""
     calls: int
-    event: Any
-    """None where it is there at once."""
 
 
 class DeviceIndex:
@@ -91,19 +90,21 @@ class DeviceIndex:
             find(ids_N, rows_N, self._runs_of(splits_K1, tables_K), self._tables, missing, NOTHING)
         return rows_N
 
-    def find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> Inserted:
+    def find_or_insert(
+        self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool, wanted_N: Tensor | None = None
+    ) -> Inserted:
         if not len(ids_N):
             return Inserted(torch.empty_like(ids_N), torch.empty_like(ids_N), None)
         if self._is_captured():
-            return self._insert(ids_N, self._runs_of(splits_K1, tables_K), pool)
+            return self._insert(ids_N, self._runs_of(splits_K1, tables_K), pool, wanted_N)
         self.prepare(splits_K1, tables_K, pool)
-        inserted = self._insert(ids_N, self._runs_of(splits_K1, tables_K), pool)
+        inserted = self._insert(ids_N, self._runs_of(splits_K1, tables_K), pool, wanted_N)
         self.follow()
         return inserted
 
-    def _insert(self, ids_N: Tensor, runs: Runs, pool: DevicePool) -> Inserted:
+    def _insert(self, ids_N: Tensor, runs: Runs, pool: DevicePool, wanted_N: Tensor | None) -> Inserted:
         rows_N = torch.empty_like(ids_N)
-        ends, positions, spots, sums, new_rows_N = number(ids_N, rows_N, runs, self._tables)
+        ends, positions, spots, sums, new_rows_N = number(ids_N, rows_N, runs, self._tables, wanted_N=wanted_N)
         place = place_of(pool.meta)
         arrays = ids_N, rows_N, runs.array, runs.number, self._tables, self._counters, ends, runs.blocks
         launch_for_each(
@@ -117,12 +118,14 @@ class DeviceIndex:
         arrays = runs.array, runs.number, self._tables, self._counters, ends, sums
         launch_for_each("finish", runs.number, *arrays, ERASE=erase)
 
-    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> Tensor:
+    def erase(
+        self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool, wanted_N: Tensor | None = None
+    ) -> Tensor:
         if not len(ids_N):
             return torch.zeros((), dtype=torch.int64, device=self._device)
         self._make_stacks(np.unique(tables_K.numpy()).tolist())
         rows_N, runs = torch.empty_like(ids_N), self._runs_of(splits_K1, tables_K)
-        ends, positions, spots, sums, _ = number(ids_N, rows_N, runs, self._tables, erase=1)
+        ends, positions, spots, sums, _ = number(ids_N, rows_N, runs, self._tables, 1, wanted_N)
         arrays = ids_N, rows_N, runs.array, runs.number, self._tables, self._counters, ends, runs.blocks
         launch_for_each("bury", len(ids_N), *arrays, positions, spots, sums)
         self._finish(runs, ends, sums, erase=1)
@@ -247,27 +250,19 @@ class DeviceIndex:
     # ------------------------------------------------------------------------------------- what the host knows
 
     def follow(self) -> None:
-        arrays = self._counters, self._mirror.held
-        event = None
-        if self._device.type == "cuda":
-            pinned = [torch.empty(array.shape, dtype=array.dtype, pin_memory=True) for array in arrays]
-            arrays = pinned[0].copy_(arrays[0], non_blocking=True), pinned[1].copy_(arrays[1], non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._reports.append(_Report(*arrays, self._submitted.copy(), self._calls, event))
+        arrays = Arriving(self._counters), Arriving(self._mirror.held)
+        self._reports.append(_Report(*arrays, self._submitted.copy(), self._calls))
         del self._reports[:-MOST_REPORTS]
 
     def _take_reports(self, wait: bool = False) -> bool:
         """Learn from the last copy of the counters that has come; with ``wait``, from the last that was begun."""
         taken = None
-        while self._reports and (wait or self._reports[0].event is None or self._reports[0].event.query()):
+        while self._reports and (wait or self._reports[0].held.has_come()):
             taken = self._reports.pop(0)
         if taken is None:
             return False
-        if taken.event is not None:
-            taken.event.synchronize()
-        self._known = taken.counters.numpy().copy()
-        self._mirror.learn(taken.held)
+        self._known = taken.counters.read().numpy().copy()
+        self._mirror.learn(taken.held.read())
         self._known_submitted, self._known_calls = taken.submitted, taken.calls
         return True
 
@@ -298,6 +293,9 @@ class DeviceIndex:
             lengths = ((places // SLOTS - mix64(used[:, 0])) & (buckets - 1)) + 1
             used[:, 0] -= SPECIALS if is_side else 0
             yield used, lengths
+
+    def count_at_most(self, table: int) -> int:
+        return int(self._known[table, COUNT] + self._submitted[table] - self._known_submitted[table])
 
     def count(self, table: int) -> int:
         return int(self._counters[table, COUNT])

@@ -144,9 +144,12 @@ def _claim(keys, addresses, masks, buckets, wanted, idle, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["run_count", "missing", "lists"])
-def find(ids, rows, runs, run_count, tables, missing, lists, records, listed, STEPS: tl.constexpr,
+def find(ids, rows, runs, run_count, tables, missing, lists, records, listed, wanted, STEPS: tl.constexpr,
          BLOCK: tl.constexpr):  # fmt: skip
-    """Write the row of each id of a block, or ``missing``; ``lists`` says which ids to list, and whether any."""
+    """Write the row of each id of a block, or ``missing``; ``lists`` says which ids to list, and whether any.
+
+    Of these only those that are ``wanted``, where it is given.
+    """
     block = tl.program_id(0).to(tl.int64)
     columns = run_count + 1
     run = _count_upto(runs + FIRST_BLOCK * columns, run_count, block, STEPS) - 1
@@ -173,6 +176,8 @@ def find(ids, rows, runs, run_count, tables, missing, lists, records, listed, ST
     tl.store(rows + positions, tl.where(is_hit, found_rows, missing), mask=exists)
     if lists != 0:
         is_listed = exists & (is_hit == (lists == 2))
+        if wanted is not None:
+            is_listed = is_listed & (tl.load(wanted + positions, mask=exists, other=0) != 0)
         number = tl.cumsum(is_listed.to(tl.int32), axis=0)
         tl.store(records + block * BLOCK + number - 1, positions | (run << RUN_SHIFT), mask=is_listed)
         tl.store(listed + block, tl.max(number, axis=0).to(tl.int64))
@@ -394,6 +399,7 @@ def _listed(kernel: Any, names: str, *, wide: bool = False, **constants: Any) ->
     signature = {name: "i32" if name in numbers else "*i64" for name in names.split()}
     signature |= {"firsts": "*i32"} if "firsts" in signature else {}
     signature |= {"sums": "*i32"} if "sums" in signature else {}
+    signature |= {"wanted": "*u8"} if "wanted" in signature else {}
     return Configuration(kernel, signature, {**constants, "BLOCK": BLOCK}, {"num_warps": WARPS}, wide)
 
 
@@ -405,7 +411,8 @@ _BURY = "ids rows runs run_count tables counters ends blocks positions spots sum
 _FINISH = "runs run_count tables counters ends sums"
 
 CONFIGURATIONS = (
-    *(_listed(find, _FIND, wide=True, STEPS=steps) for steps in range(0, 13, RUN_STEPS)),
+    *(_listed(find, _FIND, wide=True, STEPS=steps, wanted=None) for steps in range(0, 13, RUN_STEPS)),
+    *(_listed(find, f"{_FIND} wanted", wide=True, STEPS=steps) for steps in range(0, 13, RUN_STEPS)),
     *(
         _listed(claim, _CLAIM, wide=True, ERASE=erase, STEPS=steps)
         for erase in (0, 1)

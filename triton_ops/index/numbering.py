@@ -59,21 +59,30 @@ def make_runs(splits: np.ndarray, tables_of_runs: np.ndarray, tables: int, devic
     return Runs(on_device, count, int(blocks[-1]), first_blocks)
 
 
-def find(ids_N: Tensor, rows_N: Tensor, runs: Runs, tables: Tensor, missing: int, lists: int, *listed: Tensor) -> None:
+def find(
+    ids_N: Tensor, rows_N: Tensor, runs: Runs, tables: Tensor, missing: int, lists: int, *listed: Tensor,
+    wanted_N: Tensor | None = None,
+) -> None:  # fmt: skip
     """Write the row of each id; with MISSES or HITS, write the records and how many there are of each block too."""
     kernels = _kernels()
     records, counts = listed or (rows_N, rows_N)
     steps = kernels.steps_for(runs.number, kernels.RUN_STEPS)
-    arguments = ids_N, rows_N, runs.array, runs.number, tables, missing, lists, records, counts
+    wanted = None if wanted_N is None else wanted_N.view(torch.uint8)
+    arguments = ids_N, rows_N, runs.array, runs.number, tables, missing, lists, records, counts, wanted
     launch("find", runs.blocks, *arguments, STEPS=steps)
 
 
-def number(ids_N: Tensor, rows_N: Tensor, runs: Runs, tables: Tensor, erase: int = 0) -> Numbered:
-    """List the ids that have no row, or with ``erase`` those that do; give them slots, and count firsts of equals."""
+def number(
+    ids_N: Tensor, rows_N: Tensor, runs: Runs, tables: Tensor, erase: int = 0, wanted_N: Tensor | None = None
+) -> Numbered:
+    """List the ids that have no row, or with ``erase`` those that do; give them slots, and count firsts of equals.
+
+    Where ``wanted_N``, bool [N], is given, of those alone that are wanted.
+    """
     kernels = _kernels()
     size = -(-len(ids_N) // kernels.BLOCK) * kernels.BLOCK
     records, listed = ids_N.new_empty(runs.blocks * kernels.BLOCK), ids_N.new_empty(runs.blocks)
-    find(ids_N, rows_N, runs, tables, NO_ROW, HITS if erase else MISSES, records, listed)
+    find(ids_N, rows_N, runs, tables, NO_ROW, HITS if erase else MISSES, records, listed, wanted_N=wanted_N)
     ends, positions, spots = listed.cumsum(0), ids_N.new_empty(size), ids_N.new_empty(size)
     steps = kernels.steps_for(runs.blocks, kernels.BLOCK_STEPS)
     arguments = ids_N, runs.array, runs.number, tables, records, ends, runs.blocks, positions, spots

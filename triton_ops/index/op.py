@@ -66,15 +66,18 @@ class Index:
         self._check(ids_N, splits_K1, tables_K)
         return self._implementation.find(ids_N.contiguous(), splits_K1, tables_K, missing)
 
-    def find_or_insert(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: Pool) -> Inserted:
+    def find_or_insert(
+        self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: Pool, *wanted_N: Tensor
+    ) -> Inserted:
         """The row of each id; new ids get rows from ``pool``, in the order they are first seen.
 
         Stops at the first id that gets no row: then ``full_table`` names its table, and rows from that id on are -1. On
-        a GPU it goes on with the other ids, and `lost` tells later. Arguments and errors as for `find`; MemoryError
-        where a GPU has no memory to grow, before anything is changed.
+        a GPU it goes on with the other ids, and `lost` tells later; there ``wanted_N``, bool [N], may say which new ids
+        get rows: the others read -1. Arguments and errors as for `find`; MemoryError where a GPU has no memory to grow,
+        before anything is changed.
         """
         self._check(ids_N, splits_K1, tables_K)
-        return self._implementation.find_or_insert(ids_N.contiguous(), splits_K1, tables_K, pool)
+        return self._implementation.find_or_insert(ids_N.contiguous(), splits_K1, tables_K, pool, *wanted_N)
 
     def prepare(self, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> None:
         """On a GPU, do what `find_or_insert` does on the host: ask for rows, and grow where room may run out.
@@ -95,14 +98,15 @@ class Index:
         """
         return self._implementation.lost(wait)
 
-    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: Pool) -> int | Tensor:
+    def erase(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, pool: Pool, *wanted_N: Tensor) -> int | Tensor:
         """Forget ids of any tables and give their rows back to ``pool``, a table's last one first to be used again.
 
         Ids that are not there, or were named before in the same call, are passed over. Returns how many were erased, on
-        a GPU as a tensor: int() waits for it. Arguments and errors as for `find`.
+        a GPU as a tensor: int() waits for it; there ``wanted_N``, bool [N], may say which. Arguments and errors as for
+        `find`.
         """
         self._check(ids_N, splits_K1, tables_K)
-        return self._implementation.erase(ids_N.contiguous(), splits_K1, tables_K, pool)
+        return self._implementation.erase(ids_N.contiguous(), splits_K1, tables_K, pool, *wanted_N)
 
     def items(self, table: int, first_shard: int = 0, last_shard: int = SHARDS) -> tuple[Tensor, Tensor]:
         """Ids and rows of a table in virtual shards [first_shard, last_shard), ordered by mix64(id) as unsigned."""
@@ -125,6 +129,11 @@ class Index:
     def count(self, table: int) -> int:
         """How many ids a table holds."""
         return self._implementation.count(self._check_table(table))
+
+    def count_at_most(self, table: int) -> int:
+        """A number that a table's ids do not exceed, for which nobody waits; on the CPU how many there are."""
+        known = getattr(self._implementation, "count_at_most", self._implementation.count)
+        return known(self._check_table(table))
 
     def stats(self, table: int) -> dict[str, int]:
         """Sizes of a table's index: ids, slots, segments, index_bytes; on a GPU erased_rows, which wait for new ids."""

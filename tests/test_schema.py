@@ -582,6 +582,10 @@ def test_a_table_name_must_serve_as_a_folder(name):
         ),
         ({"label": "words"}, "task 'x' takes its label from 'words', which holds ids or lists; need one number a row"),
         ({"label": "c1"}, "task 'x' takes its label from 'c1', which holds ids or lists; need one number a row"),
+        ({"group": "c3"}, "task 'x' is grouped by 'c3', which is not declared; there are: c1, c2,"),
+        ({"group": "words"}, "task 'x' is grouped by 'words', which holds numbers or lists; need one id a row"),
+        ({"group": "price"}, "task 'x' is grouped by 'price', which holds numbers or lists; need one id a row"),
+        ({"group": "c1", "loss": "mse"}, "task 'x' is grouped by 'c1', and its loss is mse; groups are for gauc"),
         ({"weight": -1}, "task 'x': weight is -1, need at least 0"),
     ],
 )

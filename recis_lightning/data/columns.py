@@ -141,8 +141,9 @@ def _roles(schema: Schema) -> dict[str, str]:
         if feature.column_weights is not None
     }
     for task in schema.tasks:
-        for role, name in (("sample_weight", task.sample_weight), ("where", task.where), ("label", task.label)):
-            if name:
+        read = {"group": task.group, "sample_weight": task.sample_weight, "where": task.where, "label": task.label}
+        for role, name in read.items():
+            if name and not (role == "group" and name in roles):
                 roles[name] = f"the {role} of task '{task.name}'"
     return roles
 

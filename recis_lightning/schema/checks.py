@@ -22,7 +22,7 @@ def find_mistakes(sections: Mapping[str, Section]) -> Iterator[str]:
         [item for item in sections[name].declared.values() if item is not None] for name in SECTIONS
     )
     # Floats read as ids are reported where that is declared, not at every other reader of their column.
-    id_columns = find_id_columns(features) - {column.name for column in columns if carries_floats(column)}
+    id_columns = find_id_columns(features, tasks) - {column.name for column in columns if carries_floats(column)}
     looked_up, read = {feature.table for feature in features}, {feature.tower for feature in features}
     all_features_read = sections["features"].complete and len(features) == len(sections["features"].declared)
     for column in columns:
@@ -110,3 +110,16 @@ def _check_task(task: Task, columns: Section, id_columns: frozenset[str]) -> Ite
         holds_ids = column is not None and (column.hash or column.tokenizer or name in id_columns)
         if column is not None and (holds_ids or column.has_rows or column.layout == "vector"):
             yield f"{where} takes its {option} from '{name}', which holds ids or lists; need one number a row"
+    if task.group is not None:
+        yield from _check_group(where, task, columns)
+
+
+def _check_group(where: str, task: Task, columns: Section) -> Iterator[str]:
+    name = str(task.group)
+    if columns.lacks(name):
+        yield f"{where} is grouped by '{name}', which is not declared{did_you_mean(name, columns.declared)}"
+    column = columns.declared.get(name)
+    if column is not None and (carries_floats(column) or column.has_rows or column.layout == "vector"):
+        yield f"{where} is grouped by '{name}', which holds numbers or lists; need one id a row"
+    if task.loss != "bce":
+        yield f"{where} is grouped by '{name}', and its loss is {task.loss}; groups are for gauc, of loss bce"

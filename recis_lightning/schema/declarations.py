@@ -172,3 +172,5 @@ class Task:
     """A column; only its non-zero rows count, as conversions count on clicked rows."""
     sample_weight: str | None = None
     """A column of weights, one a row."""
+    group: str | None = None
+    """A column of ids, of users or queries say: validation and test also measure gauc, the AUC within their rows."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from recis_lightning.schema.declarations import Column, Feature
+from recis_lightning.schema.declarations import Column, Feature, Task
 from recis_lightning.schema.transforms import (
     Bucketize,
     Clip,
@@ -84,8 +84,9 @@ def reads(transform: Transform, position: int, inputs: int) -> Literal["ids", "n
     return transform.takes if isinstance(transform, Custom) else None
 
 
-def find_id_columns(features: Sequence[Feature]) -> frozenset[str]:
-    """The columns that some feature reads as ids: into a table as they are, or through a transform of ids."""
+def find_id_columns(features: Sequence[Feature], tasks: Sequence[Task] = ()) -> frozenset[str]:
+    """The columns that are read as ids: by a feature into a table as they are, or through a transform of ids; and
+    those that tasks are grouped by."""
     by_name = {feature.name: feature for feature in features}
     readers: dict[str, list[tuple[Feature, int]]] = {}
     for feature in features:
@@ -110,7 +111,7 @@ def find_id_columns(features: Sequence[Feature]) -> frozenset[str]:
         for position, name in enumerate(feature.inputs or (feature.column or feature.name,))
         if not is_feature(name, feature, by_name) and demand(feature, position, ()) == "ids"
     }
-    return frozenset(found)
+    return frozenset(found | {task.group for task in tasks if task.group is not None})
 
 
 def is_feature(name: str, reader: Feature, features: Mapping[str, Feature | None]) -> bool:

@@ -128,7 +128,7 @@ SECTIONS: dict[str, tuple[type, tuple[str, ...]]] = {
     "features": (Feature, ("name", "column", "inputs", "table", "tower", "weights")),
     "tables": (Table, ("name",)),
     "towers": (Tower, ("name",)),
-    "tasks": (Task, ("name", "label", "where", "sample_weight")),
+    "tasks": (Task, ("name", "label", "where", "sample_weight", "group")),
     "sequences": (SequenceGroup, ("name", "columns")),
 }
 

@@ -36,7 +36,7 @@ class Schema:
         for name, section in sections.items():
             object.__setattr__(self, name, tuple(section.declared.values()))
         object.__setattr__(self, "_by_name", {name: section.declared for name, section in sections.items()})
-        object.__setattr__(self, "_id_columns", find_id_columns(self.features))
+        object.__setattr__(self, "_id_columns", find_id_columns(self.features, self.tasks))
         by_name = self._by_name
         object.__setattr__(self, "_flow", Flow(by_name["columns"], by_name["features"], self._id_columns))
 
@@ -170,14 +170,14 @@ class Schema:
     @property
     def label_columns(self) -> tuple[Column, ...]:
         """The columns that tasks read."""
-        names = {name for task in self.tasks for name in (task.label, task.where, task.sample_weight) if name}
+        names = {name for task in self.tasks for name in (task.label, task.where, task.sample_weight, task.group) if name}
         return tuple(column for column in self.columns if column.name in names)
 
     def is_id_column(self, name: str) -> bool:
         """Whether a batch carries this column as ids (Ragged int64) rather than as dense float32 [B].
 
         A column is read as ids where a feature with a table or tower takes it as it is, or by a transform of ids such
-        as modulo or cross: integer columns of no such feature (labels, counts) are dense.
+        as modulo or cross, and where a task is grouped by it: all other integer columns (labels, counts) are dense.
         """
         return name in self._id_columns
 

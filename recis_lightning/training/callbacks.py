@@ -240,7 +240,7 @@ class Throughput(SteppedCallback):
         return self._rows / seconds if seconds > 0 and self._rows else None
 
 
-BETTER = {"loss": min, "logloss": min, "ne": min, "mse": min, "auc": max}
+BETTER = {"loss": min, "logloss": min, "ne": min, "mse": min, "auc": max, "gauc": max}
 """Which of two values of a metric is better, by the last part of its name; others have no best value."""
 
 

@@ -46,6 +46,7 @@ from recis_lightning.training.objectives import (
     TaskMetrics,
     check_logits,
     check_targets,
+    groups_of,
     mean_loss,
     scores_of,
     targets_of,
@@ -74,7 +75,7 @@ class RecModule(LightningModule):
 
     Logged are train/loss, of every ``log_every_n_steps``-th batch and the last of an epoch; val/loss, val/auc,
     val/logloss, val/ne, val/calibration and the same of test; with several tasks val/<task>/auc and so on beside the
-    weighted sum val/loss. Where data come from several sources, each is logged for itself besides:
+    weighted sum val/loss; of tasks with a ``group`` val/gauc, the AUC within groups. Where data come from several sources, each is logged for itself besides:
     train/source/<source>/loss, val/source/<source>/auc.
     """
 
@@ -216,7 +217,7 @@ class RecModule(LightningModule):
         for metrics in self._metrics(stage):
             label_B, weight_B = targets_of(metrics.task, batch)
             check_targets(metrics.task, label_B, weight_B)
-            metrics.update(logits[metrics.task.name], label_B, weight_B)
+            metrics.update(logits[metrics.task.name], label_B, weight_B, groups_of(metrics.task, batch))
         self._by_source[stage].update(batch, logits)
 
     def on_validation_epoch_end(self) -> None:

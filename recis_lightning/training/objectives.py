@@ -4,7 +4,7 @@ B batch rows.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from recis_lightning.metrics import AUC, Calibration, LogLoss, NormalizedEntropy
+from recis_lightning.metrics import AUC, Calibration, GroupedAUC, LogLoss, NormalizedEntropy
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Task
 from recis_lightning.tables.watch import Watch
@@ -37,6 +37,21 @@ def targets_of(task: Task, batch: Mapping[str, Tensor | Ragged]) -> tuple[Tensor
     if task.where is not None:
         weight_B = torch.where(dense_column(batch, task.where) != 0, weight_B, 0)
     return torch.where(weight_B != 0, label_B, 0), weight_B
+
+
+def groups_of(
+    task: Task, batch: Mapping[str, Tensor | Ragged], rows: slice = slice(None)
+) -> tuple[Tensor, Tensor] | None:
+    """The group of each row, int64 [B], and whether it has one; None for a task without groups."""
+    if task.group is None:
+        return None
+    ids = batch.get(task.group)
+    if not isinstance(ids, Ragged):
+        found = "is not in the batch" if ids is None else "holds numbers"
+        raise ValueError(f"task '{task.name}' is grouped by column '{task.group}', which {found}; need ids")
+    has_group_B = ids.lengths > 0
+    group_B = ids.values.new_zeros(len(ids)).masked_scatter_(has_group_B, ids.values)
+    return group_B[rows], has_group_B[rows]
 
 
 def mean_loss(task: Task, logits_B: Tensor, label_B: Tensor, weight_B: Tensor, total: Tensor | None = None) -> Tensor:
@@ -161,22 +176,32 @@ class MeanLoss(Metric):
 
 
 class TaskMetrics(nn.Module):
-    """The metrics of one task over a stage: loss, and for bce auc, logloss, ne (normalised entropy), calibration."""
+    """The metrics of one task over a stage: loss, and for bce auc, logloss, ne (normalised entropy), calibration.
+
+    Of a task with groups also gauc; rows without a group count in all the others.
+    """
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
         self.loss = MeanLoss()
         self.metrics = nn.ModuleDict(OF_LOSS[task.loss]())
+        self.grouped = None if task.group is None else GroupedAUC()
 
-    def update(self, logits_B: Tensor, label_B: Tensor, weight_B: Tensor) -> None:
-        """Take in the rows of a batch that count."""
+    def update(
+        self, logits_B: Tensor, label_B: Tensor, weight_B: Tensor, groups: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Take in the rows of a batch that count; ``groups`` as `groups_of` gives them."""
         counts_B = weight_B != 0
         # Without any, too: other ranks may have some, and all of them compute together.
         logits, label, weight = logits_B.detach()[counts_B], label_B[counts_B], weight_B[counts_B]
         self.loss.update(mean_loss(self.task, logits.double(), label, weight), weight.double().sum())
-        for metric in self._metrics().values():
+        for metric in cast(Iterable[Metric], self.metrics.values()):
             metric.update(logits, label, weight if self.task.sample_weight else None)
+        if self.grouped is not None and groups is not None:
+            group_B, has_group_B = groups
+            counts_B = counts_B & has_group_B
+            self.grouped.update(logits_B.detach()[counts_B], label_B[counts_B], group_B[counts_B], weight_B[counts_B])
 
     def compute(self) -> dict[str, Tensor]:
         """Values by name; nothing where no row has counted."""
@@ -191,4 +216,5 @@ class TaskMetrics(nn.Module):
             metric.reset()
 
     def _metrics(self) -> dict[str, Metric]:
-        return cast(dict[str, Metric], dict(self.metrics.items()))
+        grouped = {} if self.grouped is None else {"gauc": self.grouped}
+        return cast(dict[str, Metric], dict(self.metrics.items()) | grouped)

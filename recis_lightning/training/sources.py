@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recis_lightning.ragged import Batch
 from recis_lightning.schema import Task
-from recis_lightning.training.objectives import TaskMetrics, mean_loss, targets_of
+from recis_lightning.training.objectives import TaskMetrics, groups_of, mean_loss, targets_of
 
 
 def source_spans(batch: Batch) -> dict[str, slice]:
@@ -52,7 +52,8 @@ class SourceMetrics:
                 self._metrics[name] = [TaskMetrics(task).to(batch.device) for task in self._tasks]
             for metrics in self._metrics[name]:
                 label_B, weight_B = targets_of(metrics.task, batch)
-                metrics.update(logits[metrics.task.name][rows], label_B[rows], weight_B[rows])
+                groups = groups_of(metrics.task, batch, rows)
+                metrics.update(logits[metrics.task.name][rows], label_B[rows], weight_B[rows], groups)
 
     def finish(self) -> Iterator[tuple[str, Task, dict[str, Tensor]]]:
         """Source, task and values by name; the next epoch begins anew."""

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from recis_lightning.metrics import AUC, Calibration, LogLoss, NormalizedEntropy
+from recis_lightning.metrics import AUC, Calibration, GroupedAUC, LogLoss, NormalizedEntropy
 
 ROWS = 1000
 
@@ -22,18 +22,25 @@ def metrics() -> dict[str, torch.nn.Module]:
         "loss": LogLoss(),
         "entropy": NormalizedEntropy(),
         "calibration": Calibration(),
+        "grouped": GroupedAUC(),
     }
+
+
+def update(metric: torch.nn.Module, rows: slice = slice(None)) -> None:
+    logits, target = make_rows()
+    # Groups that lie on both ranks.
+    groups = [torch.arange(ROWS)[rows] % 13] if isinstance(metric, GroupedAUC) else []
+    metric.update(logits[rows], target[rows], *groups)
 
 
 def run_rank(rank: int, store: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    logits, target = make_rows()
     values = {}
     for share in (ROWS, ROWS - 30):  # what rank 0 holds: all of it, and all but a part that is exact on its own
         for name, metric in metrics().items():
             mine = slice(0, share) if rank == 0 else slice(share, ROWS)
             if mine.start < mine.stop:
-                metric.update(logits[mine], target[mine])
+                update(metric, mine)
             values[name, share] = metric.compute()
             if isinstance(metric, AUC):
                 values[f"{name} bound", share] = metric.error_bound()
@@ -47,7 +54,7 @@ def test_ranks_agree_with_one_process(tmp_path):
     mp.spawn(run_rank, (str(tmp_path / "store"), str(tmp_path / "results")), nprocs=2)
     expected = metrics()
     for metric in expected.values():
-        metric.update(*make_rows())
+        update(metric)
     for rank in range(2):
         for (name, _), value in torch.load(tmp_path / f"results.{rank}").items():
             metric = expected[name.removesuffix(" bound")]

@@ -15,6 +15,7 @@ from recis_lightning.training.objectives import (
     check_logits,
     check_targets,
     dense_column,
+    groups_of,
     mean_loss,
     scores_of,
     targets_of,
@@ -146,6 +147,25 @@ def test_metrics_are_empty_where_no_row_counts() -> None:
     assert metrics.compute()["loss"].item() == pytest.approx(math.log(2))
     metrics.reset()
     assert metrics.compute() == {}
+
+
+def test_rows_without_a_group_count_in_all_metrics_but_gauc() -> None:
+    grouped = task(group="user")
+    rows = {**batch(label=[1, 0, 1, 0]), "user": Ragged.from_lists([[7], [7], [], [7]])}
+    metrics = TaskMetrics(grouped)
+    metrics.update(torch.tensor([2.0, 1.0, 0.0, 3.0]), *targets_of(grouped, rows), groups_of(grouped, rows))
+    values = metrics.compute()
+    assert values["gauc"].item() == 0.5  # of user 7 alone: above one of two
+    assert values["auc"].item() == 0.25
+    metrics.reset()
+    assert not metrics.grouped.groups
+
+
+def test_groups_that_come_as_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="task 'ctr' is grouped by column 'user', which holds numbers; need ids"):
+        groups_of(task(group="user"), batch(user=[1, 2]))
+    with pytest.raises(ValueError, match="'user', which is not in the batch; need ids"):
+        groups_of(task(group="user"), batch(label=[1, 2]))
 
 
 def test_a_loss_that_is_no_number_is_seen() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -22,7 +23,9 @@ FIRST = {"ads": 0, "feed": 1000}
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     for name, first in FIRST.items():
-        write_stripes(tmp_path / name / "a.orc", [click_rows(first, 60)])
+        rows = click_rows(first, 60)
+        query = pa.array([None if n % 6 == 5 else n // 7 for n in range(60)], pa.int32())
+        write_stripes(tmp_path / name / "a.orc", [rows.append_column("query", query)])
     return tmp_path
 
 
@@ -44,7 +47,10 @@ class Logged(Callback):
 
 def test_each_source_is_logged_as_it_would_be_alone(log: Path) -> None:
     both: dict[str, Any] = {name: str(log / name) for name in FIRST}
-    data = OrcDataModule(click_schema(), train=both, validation=both, batch_size=16, streams=2)
+    schema = click_schema().to_dict()
+    schema["columns"].append({"name": "query", "dtype": "int32"})
+    schema["tasks"][0]["group"] = "query"
+    data = OrcDataModule(schema, train=both, validation=both, batch_size=16, streams=2)
     torch.manual_seed(0)
     module, logged = RecModule(data.schema, network=DeepFM), Logged()
     trainer = make_trainer(log, [logged])
@@ -54,10 +60,10 @@ def test_each_source_is_logged_as_it_would_be_alone(log: Path) -> None:
         assert values["train/loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
     of_both = {name: float(value) for name, value in trainer.callback_metrics.items()}
     for name in FIRST:
-        alone = OrcDataModule(click_schema(), validation=str(log / name), batch_size=16)
+        alone = OrcDataModule(schema, validation=str(log / name), batch_size=16)
         (found,) = make_trainer(log).validate(module, alone, verbose=False)
         assert "val/source/ads/auc" not in found
-        for metric in ("auc", "loss", "logloss"):
+        for metric in ("auc", "gauc", "loss", "logloss"):
             assert of_both[f"val/source/{name}/{metric}"] == pytest.approx(found[f"val/{metric}"], rel=1e-6)
 
 

@@ -80,7 +80,7 @@ def synthesize(
 
 
 def _draw_block(schema: Schema, count: int, seed: int, rng: np.random.Generator) -> pa.Table:
-    task_columns = {column.name for column in schema.label_columns}
+    task_columns = {column.name for column in schema.label_columns if not schema.is_id_column(column.name)}
     weighted = _weighted_with(schema)
     layouts: dict[str, _Rows] = {}
     arrays: dict[str, pa.Array] = {}

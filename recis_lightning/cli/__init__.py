@@ -104,46 +104,16 @@ def usage() -> str:
 def dispatch(command: str, arguments: list[str]) -> int:
     """Run one command; what it needs is imported only now, for Lightning alone takes seconds."""
     if command in STAGES:
-        from recis_lightning.cli.run import run
-
+        run = importlib.import_module("recis_lightning.cli.run").run
         run(command, arguments)
         return 0
     if command == "data":
         return run_data(arguments)
-    if command == "text":
-        from recis_lightning.cli.text import run as run_text
-
-        return run_text(arguments)
-    if command == "tables":
-        from recis_lightning.cli.tables import run as run_tables
-
-        return run_tables(arguments)
-    if command == "plan":
-        from recis_lightning.cli.plan import run as run_plan
-
-        return run_plan(arguments)
-    if command == "checkpoint":
-        from recis_lightning.cli.checkpoint import run as run_checkpoint
-
-        return run_checkpoint(arguments)
-    if command == "features":
-        from recis_lightning.cli import features
-
-        return features.run(arguments)
-    if command == "export":
-        from recis_lightning.cli import export
-
-        parser = argparse.ArgumentParser("recis export", description=COMMANDS["export"])
-        export.add_arguments(parser)
-        return export.run(parser.parse_args(arguments))
-    if command == "doctor":
-        from recis_lightning.cli.doctor import examine
-
-        argparse.ArgumentParser("recis doctor", description=COMMANDS["doctor"]).parse_args(arguments)
-        print(examine())
-        return 0
-    print(f"recis: there is no command '{command}'{did_you_mean(command, COMMANDS)}", file=sys.stderr)
-    return 2
+    if command not in COMMANDS:
+        print(f"recis: there is no command '{command}'{did_you_mean(command, COMMANDS)}", file=sys.stderr)
+        return 2
+    status: int = importlib.import_module(f"recis_lightning.cli.{command}").run(arguments)
+    return status
 
 
 def run_data(arguments: list[str]) -> int:

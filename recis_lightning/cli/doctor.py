@@ -1,8 +1,10 @@
 """`recis doctor`: what a bug report needs, and what to look at first when something is slow."""
 
+import argparse
 import os
 import platform
 from collections import defaultdict
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -11,6 +13,13 @@ from recis_lightning import __version__
 from triton_ops import dispatch
 
 PACKAGES = ("torch", "lightning", "triton", "numba", "numpy", "pyarrow", "torchmetrics", "safetensors", "wandb")
+
+
+def run(arguments: Sequence[str]) -> int:
+    text = "Show versions, devices, and which kernels run and why."
+    argparse.ArgumentParser("recis doctor", description=text).parse_args(arguments)
+    print(examine())
+    return 0
 
 
 def examine() -> str:

@@ -5,7 +5,7 @@ recis export --config recipe.yaml --ckpt run/checkpoints/last.ckpt --out exporte
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -21,8 +21,10 @@ from recis_lightning.training.checkpoint import READER, load_checkpoint, load_de
 TOLERANCE = 1e-5
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "recis export", description="Write a checkpoint as files that score without this package."
+    )
     parser.add_argument("--config", type=Path, metavar="YAML", help="the recipe; else what the checkpoint was made of")
     parser.add_argument("--ckpt", required=True, metavar="CKPT", help="the checkpoint, a folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to write; must not exist yet")
@@ -33,10 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROWS",
         help="score so many validation rows of the recipe with the files alone and with the model, and compare",
     )
+    return parser
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Export, print sizes and load time, and compare; 1 where scores differ by more than 1e-5."""
+    args = make_parser().parse_args(arguments)
     quiet()
     if args.verify and not args.config:
         raise UsageError("--verify needs the recipe's data; give --config")

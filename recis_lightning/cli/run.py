@@ -5,22 +5,32 @@ The schema is written once, under `data`; the model gets it from there.
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import recis_lightning.models  # noqa: F401  so that recipes may say class_path: DeepFM
 from recis_lightning.cli.explain import UsageError, explain, told_by_class
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.training import PredictionWriter, RecModule
-from recis_lightning.training.callbacks import RunProgressBar, keep_aside, read_text, run_directory, write_text
+from recis_lightning.training.callbacks import (
+    RunProgressBar,
+    keep_aside,
+    read_text,
+    run_directory,
+    write_text,
+)
+from recis_lightning.training.files import DirectoryReader
 
 TRAINER_DEFAULTS = {"strategy": "recis_sharded", "accelerator": "cpu", "devices": 1}
 
@@ -48,15 +58,20 @@ class SaveConfig(SaveConfigCallback):
     """Writes the resolved recipe to config.yaml in the run's directory.
 
     Every run has its own; where there is no logger to number them, those of earlier ones are kept as config.1.yaml.
+    Loggers that keep a run's settings elsewhere, as W&B does, get them too.
     """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         directory = run_directory(trainer)
-        if directory is not None:
-            path, text = os.path.join(directory, self.config_filename), self.parser.dump(self.config, skip_none=False)
-            if read_text(path) != text:
-                keep_aside(path)
-                write_text(path, text)
+        if directory is None:
+            return
+        path, text = os.path.join(directory, self.config_filename), self.parser.dump(self.config, skip_none=False)
+        if read_text(path) != text:
+            keep_aside(path)
+            write_text(path, text)
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # it would write them beside config.yaml
+                logger.log_hyperparams(yaml.safe_load(text))
 
 
 class RecipeCLI(LightningCLI):
@@ -99,6 +114,29 @@ class RecipeCLI(LightningCLI):
         options["callbacks"] = callbacks
         return super().instantiate_trainer(**options)
 
+    def before_fit(self) -> None:
+        """Refuse data and checkpoint that are not there before a logger begins a run, which W&B would keep.
+
+        Of ranks that a launcher has started each would speak for itself; they tell each other once they are connected.
+        """
+        cluster = getattr(self.trainer.strategy, "cluster_environment", None)
+        if cluster is not None and cluster.creates_processes_externally:
+            return
+        self.datamodule.setup(self.command)
+        path = self._get(self.config_init, "ckpt_path")
+        if path not in (None, "last", "best", "hpc", "registry"):
+            DirectoryReader(path)
+
+    before_validate = before_test = before_predict = before_fit
+
+    def after_fit(self) -> None:
+        directory = run_directory(self.trainer)
+        if directory is None or not self.trainer.is_global_zero:
+            return
+        saver = self.trainer.checkpoint_callback
+        saved = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+        print(f"recis: the run is in {directory}" + (f", its checkpoint {saved}" if saved else ""), file=sys.stderr)
+
     def predict(self, **options: Any) -> None:
         """Leave the scores to `PredictionWriter`, instead of keeping all of them in memory."""
         self.trainer.predict(**{**options, "return_predictions": False})
@@ -107,6 +145,7 @@ class RecipeCLI(LightningCLI):
 def run(command: str, arguments: Sequence[str]) -> None:
     """Do what `recis fit --config ...` asks for, command fit; UsageError where the recipe or an option is wrong."""
     quiet()
+    tell_what_is_logged()
     RecipeCLI(command, args=[command, *arguments], **_OPTIONS)
 
 
@@ -124,6 +163,20 @@ _OPTIONS: dict[str, Any] = {
     "auto_configure_optimizers": False,
     "load_from_checkpoint_support": False,
 }
+
+
+class _Teller(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"recis: {record.getMessage()}", file=sys.stderr)
+
+
+def tell_what_is_logged() -> None:
+    """Show on the terminal what this package logs, of the first rank all, of others warnings."""
+    logger = logging.getLogger("recis_lightning")
+    is_first = getattr(rank_zero_only, "rank", 0) == 0  # from what launchers tell by the environment
+    logger.setLevel(logging.INFO if is_first else logging.WARNING)
+    if not any(isinstance(handler, _Teller) for handler in logger.handlers):
+        logger.addHandler(_Teller())
 
 
 def quiet() -> None:

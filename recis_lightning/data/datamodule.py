@@ -187,22 +187,27 @@ class OrcDataModule(LightningDataModule):
 
     def _set_up_days(self, paths: Paths) -> list[str]:
         """Read all days at once, and have the Trainer ask for a loader a day; gives the problems."""
-        manifest, problems = self._open("train", paths)
-        if not problems:
-            try:
-                self.days = split_days(manifest)
-            except DataError as error:
-                problems += error.problems
-        if problems:
-            return [f"days: {problem}" for problem in problems]
-        checks = [Checks(day.manifest, self._verify) for day in self.days]
-        self._day_checks = dict(zip((day.name for day in self.days), checks, strict=True))
+        problems = [] if self.days else [f"days: {problem}" for problem in self._read_days(paths)]
         trainer: Any = self.trainer
-        if trainer is not None:
+        if trainer is not None and not problems:
             trainer.reload_dataloaders_every_n_epochs = 1
             epochs, last = trainer.fit_loop.max_epochs, len(self.days) - 1
             trainer.fit_loop.max_epochs = last if epochs in (None, -1) else min(epochs, last)
-        return [f"days: {problem}" for each in checks for problem in each.find_problems()]
+        return problems
+
+    def _read_days(self, paths: Paths) -> list[str]:
+        manifest, problems = self._open("train", paths)
+        if problems:
+            return problems
+        try:
+            days = split_days(manifest)
+        except DataError as error:
+            return list(error.problems)
+        checks = {day.name: Checks(day.manifest, self._verify) for day in days}
+        problems = [problem for each in checks.values() for problem in each.find_problems()]
+        if not problems:
+            self.days, self._day_checks = days, checks
+        return problems
 
     def _take_day(self, source: Source) -> Day | None:
         """Make the day of this epoch the source's data."""

@@ -170,8 +170,8 @@ class Schema:
     @property
     def label_columns(self) -> tuple[Column, ...]:
         """The columns that tasks read."""
-        names = {name for task in self.tasks for name in (task.label, task.where, task.sample_weight, task.group) if name}
-        return tuple(column for column in self.columns if column.name in names)
+        read = [name for task in self.tasks for name in (task.label, task.where, task.sample_weight, task.group)]
+        return tuple(column for column in self.columns if column.name in read)
 
     def is_id_column(self, name: str) -> bool:
         """Whether a batch carries this column as ids (Ragged int64) rather than as dense float32 [B].

@@ -74,9 +74,9 @@ class RecModule(LightningModule):
     weights and rows from, where no checkpoint is loaded: each a `warm_start.WarmStart`, or a mapping of its options.
 
     Logged are train/loss, of every ``log_every_n_steps``-th batch and the last of an epoch; val/loss, val/auc,
-    val/logloss, val/ne, val/calibration and the same of test; with several tasks val/<task>/auc and so on beside the
-    weighted sum val/loss; of tasks with a ``group`` val/gauc, the AUC within groups. Where data come from several sources, each is logged for itself besides:
-    train/source/<source>/loss, val/source/<source>/auc.
+    val/logloss, val/ne, val/calibration and the same of test, and of tasks with a ``group`` val/gauc; with several
+    tasks val/<task>/auc and so on beside the weighted sum val/loss. Where data come from several sources, each is
+    logged for itself besides: train/source/<source>/loss, val/source/<source>/auc.
     """
 
     def __init__(

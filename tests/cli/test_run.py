@@ -205,8 +205,12 @@ def test_the_resolved_recipe_of_a_run_is_a_recipe_itself(recipe: Callable[..., s
 
 @pytest.mark.trap(13)
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
-def test_the_recipe_of_a_run_of_weights_and_biases_lies_in_a_directory_of_its_own(tmp_path: Path) -> None:
+def test_the_recipe_of_a_run_of_weights_and_biases_lies_in_a_directory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Left alone, Lightning writes it to the logger's save_dir, and refuses a second one there or overwrites the first.
+    shown: list[Any] = []  # beside the run's curves
+    monkeypatch.setattr(WandbLogger, "log_hyperparams", lambda self, recipe: shown.append(recipe))
     parser = LightningArgumentParser()
     parser.add_argument("--lr", type=float)
     for version, lr in (("abc", 0.1), ("def", 0.2)):
@@ -215,6 +219,28 @@ def test_the_recipe_of_a_run_of_weights_and_biases_lies_in_a_directory_of_its_ow
         save.setup(make_trainer(tmp_path, logger=logger), make_module(), "fit")
     found = {path.parent.name: yaml.safe_load(path.read_text())["lr"] for path in tmp_path.rglob("config.yaml")}
     assert found == {"abc": 0.1, "def": 0.2}
+    assert shown == [{"lr": 0.1}, {"lr": 0.2}]
+
+
+@pytest.mark.parametrize("changes", [{"data__train": "/no/such/folder"}, {"ckpt_path": "no.ckpt"}])
+def test_what_is_not_there_is_told_before_a_run_begins(
+    changes: dict[str, str], recipe: Callable[..., str], tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", recipe(**changes)]) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fit_says_what_its_filter_keeps_and_where_its_run_is(
+    recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = recipe(data__filter=[["user", "is not null"]], trainer__max_steps=1)
+    assert main(["fit", "--config", config]) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"^recis: train: the filter keeps \d+ of 640 rows \(user is not null\)$", told, re.MULTILINE)
+    checkpoint = checkpoint_of(run_dir(tmp_path, 0))
+    assert f"recis: the run is in {run_dir(tmp_path, 0)}, its checkpoint {checkpoint}" in told
+    assert main(["predict", "--config", config, "--ckpt_path", str(checkpoint)]) == 0
+    assert f"recis: wrote the scores of 200 rows to {run_dir(tmp_path, 1)}" in capsys.readouterr().err
 
 
 @pytest.mark.trap(13)

@@ -6,6 +6,7 @@ recis data inspect log --out recipe.yaml          and a recipe that trains: reci
 
 import argparse
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -120,12 +121,18 @@ def describe_column(its: ColumnProfile) -> list[str]:
     missing = its.missing + its.missing_values + (its.empty if column.layout != "scalar" else 0)
     numbers = ["", "", ""]
     if its.low is not None and its.high is not None:
-        numbers = [show(its.low), show(its.mean), show(its.high)]
+        as_text = show_time if column.dtype == "timestamp" else show
+        numbers = [as_text(its.low), as_text(its.mean), as_text(its.high)]
     length = "" if its.longest is None else f"{its.shortest} to {its.longest}, mean {its.mean_length:.1f}"
     distinct = f"{'' if its.distinct.is_exact else '~'}{its.distinct.estimate():,}" if column.dtype != "binary" else ""
     source = f" ({column.source})" if column.source else ""
     share = f"{missing / max(1, its.rows):.1%}" if missing else ""
     return [column.name + source, kind, share, distinct, *numbers, length]
+
+
+def show_time(seconds: float) -> str:
+    """Seconds since 1970 as a time in UTC: 1735725600 -> 2025-01-01 10:00."""
+    return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat(" ", "minutes")
 
 
 def show(number: float | int) -> str:

@@ -184,7 +184,7 @@ def _expand_entry(entry: str) -> list[str]:
         return [os.path.abspath(entry)]
     if not glob.has_magic(entry):
         parent = _existing_parent(entry)
-        raise DataError(f"{entry} does not exist; {parent} does and holds {_list_names(parent)}")
+        raise DataError(f"{entry} does not exist; {parent} does, and holds {_list_names(parent)}")
     matches = sorted(glob.glob(entry, recursive=True))
     found = [path for match in matches for path in (_list_folder(match) if os.path.isdir(match) else [match])]
     if not found:

@@ -242,6 +242,7 @@ def write_recipe(choices: Choices, sources: Mapping[str, str], title: str, rows:
         "  network: {class_path: recis_lightning.models.DeepFM, init_args: {hidden: [128, 64]}}",
         "data:",
         *(f"  {name}: {_flow(path)}" for name, path in sources.items()),
+        *(() if "validation" in sources else ("  # validation: <folder>  # without one there is no AUC to judge by",)),
         f"  batch_size: {batch_size}",
         "  schema:",
     ]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recis_lightning.cli import main
-from recis_lightning.data.commands.inspect import find_splits
+from recis_lightning.data.commands.inspect import find_splits, show_time
 from tests.data.click_rows import write_stripes
 
 DAY = 86_400
@@ -62,6 +62,11 @@ def test_the_recipe_of_inspect_trains_on_census(tmp_path: Path) -> None:
     last = fit(tmp_path / "recipe.yaml", tmp_path)
     assert last["val/income/auc"] > 0.9
     assert last["val/education/auc"] > 0.9
+
+
+def test_times_are_shown_as_times() -> None:
+    assert show_time(1_735_725_600) == "2025-01-01 10:00"
+    assert show_time(-1.5) == "1969-12-31 23:59"
 
 
 def test_folders_are_told_apart_by_their_names(log: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_file_named_twice_is_a_problem(tmp_path: Path) -> None:
 def test_a_path_that_does_not_exist_is_told_with_what_does(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     assert problem_of(tmp_path / "trian" / "x") == (
-        f"{tmp_path}/trian/x does not exist; {tmp_path} does and holds train"
+        f"{tmp_path}/trian/x does not exist; {tmp_path} does, and holds train"
     )
 
 

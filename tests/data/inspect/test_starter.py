@@ -84,6 +84,8 @@ def test_the_recipe_is_yaml_with_what_was_left_out_as_comments(tmp_path: Path) -
     assert Schema.from_dict(recipe["data"]["schema"]).to_dict() == Schema.from_dict(choices.schema()).to_dict()
     assert (recipe["data"]["train"], recipe["data"]["batch_size"]) == ("log/train", 8)
     assert "      # title: text, 46 bytes a row" in text
+    assert "# validation:" not in text
+    assert "# validation: <folder>" in write_recipe(choices, {"train": "log/train"}, "log", rows=ROWS)
 
 
 @pytest.mark.parametrize(

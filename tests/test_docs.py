@@ -1,15 +1,23 @@
 """What the documentation shows is what there is."""
 
+import importlib
+import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import yaml
 
-from recis_lightning.cli import checkpoint, plan
+from recis_lightning.cli import checkpoint, main, plan
 from recis_lightning.cli.tables import _parser
+from recis_lightning.data.datamodule import OrcDataModule
+from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.schema import INITIALIZERS, Schema
 from recis_lightning.schema.policies import ADMISSIONS, EVICTIONS
+from recis_lightning.training import RecModule
 from recis_lightning.training.warm_start import WarmStart
 from triton_ops.transform import modulo
 
@@ -51,6 +59,47 @@ def test_the_modulo_for_ids_of_recis_keeps_the_bits_that_recis_keeps() -> None:
     (divisor,) = map(int, re.findall(r"kind: modulo, divisor: (\d+)", TABLES))
     ids = torch.tensor([0, 5, -1, 2**52, 2**52 + 7, -(2**63), 2**63 - 1])
     assert torch.equal(modulo([ids], [divisor])[0], ids & (2**52 - 1))
+
+
+@pytest.fixture
+def models_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The recipe of docs/models.md with data made for it, in a folder that holds the page's modules."""
+    text = (DOCS / "models.md").read_text()
+    for module in blocks(text, "python"):
+        name = re.match(r"# (\w+\.py)\n", module)
+        assert name is not None
+        (tmp_path / name[1]).write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe: dict[str, Any] = yaml.safe_load(blocks(text, "yaml")[0])
+    for split, (name, rows) in enumerate({"train": 320, "validation": 160}.items()):
+        synthesize(Schema.from_dict(recipe["data"]["schema"]), tmp_path / name, rows, split=split)
+        recipe["data"][name] = name
+    recipe["data"]["batch_size"] = 64
+    return recipe
+
+
+def test_a_network_of_your_own_as_the_docs_have_it_trains(models_page: dict[str, Any], tmp_path: Path) -> None:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1, "max_epochs": 1}
+    Path("recipe.yaml").write_text(yaml.safe_dump(models_page | {"trainer": quiet}))
+    assert main(["fit", "--config", "recipe.yaml"]) == 0
+    logged = json.loads(Path("runs/version_0/metrics.json").read_text())["last"]
+    assert 0 < logged["val/gauc"] < 1
+    assert {"train/loss", "val/auc", "val/ne", "val/calibration", "sparse/item/rows"} <= set(logged)
+
+
+def test_a_loss_of_your_own_as_the_docs_have_it_is_trained_on(models_page: dict[str, Any]) -> None:
+    own: Any = importlib.import_module("my_losses")
+    network = importlib.import_module("my_models").History
+    data = OrcDataModule(**models_page["data"])
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    losses = []
+    for kind in (own.FocalModule, RecModule):
+        torch.manual_seed(0)
+        losses.append(kind(data.schema, network=partial(network, hidden=[8])).training_step(batch, 0).item())
+    data.teardown("fit")
+    assert 0.2 < losses[0] / losses[1] < 0.35  # a quarter where all scores are a half, as they nearly are at first
 
 
 def test_entries_of_a_warm_start_in_the_docs_are_entries() -> None:

@@ -142,6 +142,8 @@ def is_mistake(error: Exception) -> bool:
     named = [
         ("recis_lightning.data.errors", "DataError"),
         ("recis_lightning.llm_extra", "MissingExtra"),
+        ("recis_lightning.models.inputs", "ModelError"),
+        ("recis_lightning.tables.rows", "TableFullError"),
         ("recis_lightning.towers.errors", "TowerError"),
         ("recis_lightning.tables.row_files", "TableFileError"),
         ("recis_lightning.training.files", "CheckpointError"),

@@ -25,6 +25,7 @@ from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.training import PredictionWriter, RecModule
 from recis_lightning.training.callbacks import (
     RunProgressBar,
+    RunRecord,
     keep_aside,
     read_text,
     run_directory,
@@ -135,7 +136,10 @@ class RecipeCLI(LightningCLI):
             return
         saver = self.trainer.checkpoint_callback
         saved = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
-        print(f"recis: the run is in {directory}" + (f", its checkpoint {saved}" if saved else ""), file=sys.stderr)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        best = [each.describe_best() for each in callbacks if isinstance(each, RunRecord)]
+        told = [f"the run is in {directory}", f"its checkpoint {saved}" if saved else "", *best]
+        print(f"recis: {', '.join(filter(None, told))}", file=sys.stderr)
 
     def predict(self, **options: Any) -> None:
         """Leave the scores to `PredictionWriter`, instead of keeping all of them in memory."""
@@ -158,6 +162,7 @@ _OPTIONS: dict[str, Any] = {
     "parser_class": Parser,
     "parser_kwargs": {"prog": "recis", "allow_abbrev": False},
     "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": 0,  # as Lightning's own, but without a warning
     "save_config_callback": SaveConfig,
     "save_config_kwargs": {"save_to_log_dir": False},
     "auto_configure_optimizers": False,
@@ -184,11 +189,12 @@ def quiet() -> None:
     for message in (
         ".*LeafSpec.*",  # about its own code, on torch 2.13
         "LightningCLI's args parameter is intended",  # it looks at sys.argv
+        "FSDP2-wrapped module .* returned a view",  # nobody changes logits in place
         "The dirpath has changed",  # each run has a directory of its own
         r"\s*By default only one Jsonargparse|\s*.* was deprecated in v4\.",  # of what Lightning calls, and what we do
     ):
         warnings.filterwarnings("ignore", message=message)
-    chatter = ("\N{ELECTRIC LIGHT BULB} Tip", "GPU available", "TPU available", "HPU available")
+    chatter = ("\N{ELECTRIC LIGHT BULB} Tip", "GPU available", "TPU available", "HPU available", "`weights_only` was")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(chatter)
     )

@@ -31,6 +31,7 @@ from recis_lightning.schema import Schema
 log = logging.getLogger(__name__)
 
 NamedPaths = Mapping[str, Sequence[str] | str]  # in this order: a list would be read as a string otherwise
+MOST_UNPACKED = 8  # decoded bytes for each byte of a file, where columns are narrow and compress well
 Source = Literal["train", "validation", "test", "predict"]
 _SOURCES: dict[str | None, tuple[Source, ...]] = {
     "fit": ("train", "validation"),
@@ -266,16 +267,7 @@ class OrcDataModule(LightningDataModule):
 
     def _load_train(self, key: str, order: Order, epochs: dict[str, Any]) -> OrcLoader:
         loader = self._load("train", key, order, epochs)
-        plan, streams = EpochPlan(loader.manifest.stripe_rows, order, 0), order.streams_of(*self._place())
-        if (factor := plan.over_decode(streams)) > 1.2:
-            log.info(
-                "%s: %d stripes in %d streams: %.1f rows are decoded for each that is used, where stripes on the "
-                "borders of streams can't be kept; smaller stripes, or fewer streams, make it less",
-                key,
-                len(loader.manifest.stripe_rows),
-                order.streams,
-                factor,
-            )
+        self._log_over_decode(key, loader.manifest, order)
         if order.drop_last:
             rows, kept = loader.manifest.rows, len(loader) * order.batch_size
             if not kept:
@@ -285,6 +277,21 @@ class OrcDataModule(LightningDataModule):
                 )
             log.info("%s: drop_last leaves out %d of %d rows an epoch", key, rows - kept, rows)
         return loader
+
+    def _log_over_decode(self, key: str, manifest: Manifest, order: Order) -> None:
+        """Say where stripes are so large that decoding them several times may cost more than reading them once."""
+        if MOST_UNPACKED * sum(file.nbytes for file in manifest.files) <= self._prefetch_bytes:
+            return  # all of them are kept
+        factor = EpochPlan(manifest.stripe_rows, order, 0).over_decode(order.streams_of(*self._place()))
+        if factor > 1.2:
+            log.info(
+                "%s: stripes are large (%d in %d streams), and up to %.1f rows are decoded for each that is used; "
+                "stripes of 8 MB (recis data convert), or fewer streams, make it less",
+                key,
+                len(manifest.stripe_rows),
+                order.streams,
+                factor,
+            )
 
     def _names(self, source: Source) -> list[str]:
         """What the sources of a mix are called; none where there is one."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recis_lightning.models.blocks import MLP, FactorizationMachine
 from recis_lightning.models.inputs import (
     Inputs,
+    ModelError,
     by_task,
     dense_names,
     dense_width,
@@ -33,7 +34,7 @@ class DeepFM(nn.Module):
     of ids are shared.
 
     Takes dense features [B, 1] and pooled embeddings [B, D] by feature name, in any float dtype; gives logits [B] by
-    task name, in the dtype of its parameters. Raises ValueError where the schema does not fit.
+    task name, in the dtype of its parameters. Raises ModelError where the schema does not fit.
     """
 
     def __init__(self, schema: Schema, *, hidden: Sequence[int] = (256, 128), dropout: float = 0.0) -> None:
@@ -45,7 +46,7 @@ class DeepFM(nn.Module):
         self.fields = [name for name, width in widths.items() if width > 1]
         width = shared_width({name: widths[name] for name in self.fields}, "DeepFM") if self.fields else 0
         if not self.fields and not self.dense:
-            raise ValueError(
+            raise ModelError(
                 "DeepFM's deep network has no input: declare dense features, or embedded ones with dim above 1"
             )
         self.machine = FactorizationMachine()

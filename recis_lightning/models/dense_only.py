@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from recis_lightning.models.blocks import MLP
-from recis_lightning.models.inputs import Inputs, by_task, dense_names, dense_width, join_dense, task_names
+from recis_lightning.models.inputs import Inputs, ModelError, by_task, dense_names, dense_width, join_dense, task_names
 from recis_lightning.schema import Schema
 
 
@@ -16,7 +16,7 @@ class DenseOnly(nn.Module):
     """An MLP over the dense features: 4 features [B, 1] -> logits [B]. Embedded features are left aside.
 
     Inputs are by feature name, in any float dtype; logits by task name, in the dtype of its parameters. With several
-    tasks each has its own weights on the last layer. Raises ValueError where the schema has no dense features.
+    tasks each has its own weights on the last layer. Raises ModelError where the schema has no dense features.
     """
 
     def __init__(self, schema: Schema, *, hidden: Sequence[int] = (256, 128), dropout: float = 0.0) -> None:
@@ -24,7 +24,7 @@ class DenseOnly(nn.Module):
         self.tasks = task_names(schema, "DenseOnly")
         self.dense = dense_names(schema)
         if not self.dense:
-            raise ValueError("DenseOnly needs dense features, found none; declare one: a feature without a table")
+            raise ModelError("DenseOnly needs dense features, found none; declare one: a feature without a table")
         self.mlp = MLP(dense_width(schema), hidden, dropout)
         self.head = nn.Linear(self.mlp.output_dim, len(self.tasks))
 

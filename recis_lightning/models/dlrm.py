@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recis_lightning.models.blocks import MLP, DotInteraction
 from recis_lightning.models.inputs import (
     Inputs,
+    ModelError,
     by_task,
     dense_names,
     dense_width,
@@ -31,7 +32,7 @@ class DLRM(nn.Module):
     hidden layers; with several tasks they are shared, and each task has its own weights on the last.
 
     Takes dense features [B, 1] and pooled embeddings [B, D] by feature name, in any float dtype; gives logits [B] by
-    task name, in the dtype of its parameters. Raises ValueError where the schema does not fit.
+    task name, in the dtype of its parameters. Raises ModelError where the schema does not fit.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class DLRM(nn.Module):
         self.dense = dense_names(schema)
         self.fields = list(widths)
         if not self.fields or not self.dense:
-            raise ValueError(
+            raise ModelError(
                 f"DLRM needs both, found {len(self.dense)} dense and {len(self.fields)} embedded features; "
                 "DeepFM works with either alone"
             )

@@ -11,17 +11,22 @@ from torch import Tensor
 from recis_lightning.ragged import Ragged, stack_features
 from recis_lightning.schema import Schema
 
+
+class ModelError(ValueError):
+    """A schema that a model can't be built on: what it declares, what the model needs, what to do."""
+
+
 Inputs = Mapping[str, Tensor | Ragged]
 
 
 def pooled_widths(schema: Schema, model: str) -> dict[str, int]:
     """The width of each feature that comes as a vector, from a table or a tower, by name.
 
-    ValueError where one keeps its sequence.
+    ModelError where one keeps its sequence.
     """
     sequences = [feature.name for feature in schema.vector_features if feature.pooling == "none"]
     if sequences:
-        raise ValueError(
+        raise ModelError(
             f"{model} takes one vector a row, but {_quote(sequences)} keep their sequences (pooling: none); "
             "pool them by sum, mean or sqrtn, or choose a model that reads sequences"
         )
@@ -29,13 +34,13 @@ def pooled_widths(schema: Schema, model: str) -> dict[str, int]:
 
 
 def shared_width(widths: Mapping[str, int], model: str) -> int:
-    """The one width of all fields. ValueError, listing who has which, where they differ."""
+    """The one width of all fields. ModelError, listing who has which, where they differ."""
     by_width: dict[int, list[str]] = {}
     for name, width in widths.items():
         by_width.setdefault(width, []).append(name)
     if len(by_width) != 1:
         found = "; ".join(f"{width}: {_quote(names)}" for width, names in sorted(by_width.items()))
-        raise ValueError(f"{model} multiplies embeddings with each other, so they share one dim; found dim {found}")
+        raise ModelError(f"{model} multiplies embeddings with each other, so they share one dim; found dim {found}")
     return next(iter(by_width))
 
 
@@ -50,9 +55,9 @@ def dense_width(schema: Schema) -> int:
 
 
 def task_names(schema: Schema, model: str) -> list[str]:
-    """The names of the tasks. ValueError where there are none."""
+    """The names of the tasks. ModelError where there are none."""
     if not schema.tasks:
-        raise ValueError(f"{model} gives one logit a task, but the schema declares no tasks; add one with a label")
+        raise ModelError(f"{model} gives one logit a task, but the schema declares no tasks; add one with a label")
     return [task.name for task in schema.tasks]
 
 

@@ -277,6 +277,14 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer)
 
+    def describe_best(self) -> str:
+        """The best AUCs, or else losses, of validation: "best val/auc 0.8021"; empty without validation."""
+        for kind in ("auc", "loss"):
+            names = [name for name in self.best if name.rpartition("/")[2] == kind and "/source/" not in name]
+            if names:
+                return ", ".join(f"best {name} {self.best[name]['value']:.4f}" for name in names)
+        return ""
+
     def _write(self, trainer: Trainer) -> None:
         directory = run_directory(trainer)
         if directory is None or not trainer.is_global_zero:

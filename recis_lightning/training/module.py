@@ -24,7 +24,7 @@ from recis_lightning.features import FeatureEngine
 from recis_lightning.features.id_dropout import IdDropout
 from recis_lightning.optim import CompositeOptimizer, SparseOptimizer, clip_grad_norm, clip_grad_value
 from recis_lightning.ragged import Batch, Ragged
-from recis_lightning.schema import Schema, did_you_mean, find_changed_hashes, find_changed_transforms
+from recis_lightning.schema import Schema, Task, did_you_mean, find_changed_hashes, find_changed_transforms
 from recis_lightning.tables import DynamicTable
 from recis_lightning.towers.collection import TowerCollection
 from recis_lightning.training.callbacks import (
@@ -169,7 +169,7 @@ class RecModule(LightningModule):
         weights = self._weights_of_ranks([weight_B for _, weight_B in targets.values()])
         logits = self(batch)
         losses = {
-            task.name: mean_loss(task, logits[task.name], *targets[task.name], weight)
+            task.name: self.task_loss(task, logits[task.name], *targets[task.name], weight)
             for task, weight in zip(self.schema.tasks, weights, strict=True)
         }
         total = self._weighted_sum(losses)
@@ -178,6 +178,14 @@ class RecModule(LightningModule):
             for name, loss in losses_by_source(self.schema.tasks, batch, logits, self._weighted_sum).items():
                 self.log(f"train/source/{name}/loss", loss, sync_dist=True)
         return total
+
+    def task_loss(self, task: Task, logits_B: Tensor, label_B: Tensor, weight_B: Tensor, total: Tensor) -> Tensor:
+        """What a task is trained on, a number; override it for losses that no task declares.
+
+        Rows that do not count have weight 0. Dividing by ``total``, not by the sum of weights, makes the mean over
+        ranks that over rows. Validation's loss stays the declared one.
+        """
+        return mean_loss(task, logits_B, label_B, weight_B, total)
 
     def _weights_of_ranks(self, weights: Sequence[Tensor]) -> Tensor:
         """What each task's losses are divided by: the weight of all ranks' rows, over the number of ranks.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from recis_lightning.data.errors import DataError
 from recis_lightning.metrics import AUC, Calibration, GroupedAUC, LogLoss, NormalizedEntropy
 from recis_lightning.ragged import Ragged
 from recis_lightning.schema import Task
@@ -92,19 +93,19 @@ def check_logits(task: Task, outputs: Mapping[str, Tensor], rows: int) -> Tensor
 
 
 def check_targets(task: Task, label_B: Tensor, weight_B: Tensor) -> None:
-    """ValueError where a label that counts is no probability, or a weight is negative: the loss would mean nothing."""
+    """DataError where a label that counts is no probability, or a weight is negative: the loss would mean nothing."""
     if not len(label_B):
         return
     low, high = map(float, label_B.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"task '{task.name}': column '{task.label}' holds labels that are no finite numbers")
+        raise DataError(f"task '{task.name}': column '{task.label}' holds labels that are no finite numbers")
     if task.loss == "bce" and (low < 0 or high > 1):
-        raise ValueError(
+        raise DataError(
             f"task '{task.name}': labels in column '{task.label}' reach from {low:g} to {high:g}, loss bce needs "
             "0 to 1; write labels as 0 and 1, or declare loss: mse"
         )
     if task.sample_weight is not None and not float(weight_B.min()) >= 0:
-        raise ValueError(
+        raise DataError(
             f"task '{task.name}': column '{task.sample_weight}' holds weights down to {float(weight_B.min()):g}; "
             "need at least 0"
         )

@@ -238,7 +238,7 @@ def test_a_fit_says_what_its_filter_keeps_and_where_its_run_is(
     told = capsys.readouterr().err
     assert re.search(r"^recis: train: the filter keeps \d+ of 640 rows \(user is not null\)$", told, re.MULTILINE)
     checkpoint = checkpoint_of(run_dir(tmp_path, 0))
-    assert f"recis: the run is in {run_dir(tmp_path, 0)}, its checkpoint {checkpoint}" in told
+    assert f"recis: the run is in {run_dir(tmp_path, 0)}, its checkpoint {checkpoint}, best val/auc 0." in told
     assert main(["predict", "--config", config, "--ckpt_path", str(checkpoint)]) == 0
     assert f"recis: wrote the scores of 200 rows to {run_dir(tmp_path, 1)}" in capsys.readouterr().err
 

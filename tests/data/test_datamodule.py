@@ -255,10 +255,11 @@ def test_stripes_that_streams_share_are_told_with_what_they_cost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_stripes(tmp_path / "a.orc", [click_rows(0, 64)])
-    for streams, said in ((8, True), (1, False)):
-        data = OrcDataModule(SCHEMA, train=tmp_path, batch_size=8, streams=streams)
+    for streams, kept, said in ((8, 1000, True), (1, 1000, False), (8, 1 << 30, False)):
+        data = OrcDataModule(SCHEMA, train=tmp_path, batch_size=8, streams=streams, prefetch_bytes=kept)
         data.setup("fit")
         caplog.clear()
         with caplog.at_level("INFO"):
             data.train_dataloader()
-        assert ("train: 1 stripes in 8 streams: 8.0 rows are decoded for each that is used" in caplog.text) == said
+        told = "train: stripes are large (1 in 8 streams), and up to 8.0 rows are decoded for each that is used"
+        assert (told in caplog.text) == said

@@ -233,7 +233,7 @@ def test_what_is_not_there_is_told_before_a_run_begins(
 def test_a_fit_says_what_its_filter_keeps_and_where_its_run_is(
     recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = recipe(data__filter=[["user", "is not null"]], trainer__max_steps=1)
+    config = recipe(data__filter=[["user", "is not null"]], trainer__max_epochs=1)
     assert main(["fit", "--config", config]) == 0
     told = capsys.readouterr().err
     assert re.search(r"^recis: train: the filter keeps \d+ of 640 rows \(user is not null\)$", told, re.MULTILINE)

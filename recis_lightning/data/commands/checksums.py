@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -14,7 +13,9 @@ from recis_lightning.data.files.manifest import read_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help=f"its *.orc and *.parquet files, however deep; {NAME} lies in it")
+    parser.add_argument(
+        "folder", help=f"or a URL, s3://bucket/logs; its *.orc and *.parquet files, however deep; {NAME} lies in it"
+    )
 
 
 def run_manifest(args: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress(console: Console, title: str, folder: Path) -> Iterator[Callable[[int], None]]:
+def _progress(console: Console, title: str, folder: str) -> Iterator[Callable[[int], None]]:
     """Show a bar of bytes read; yields the function that moves it on."""
     manifest, _ = read_manifest(folder)
     total = sum(count for file in manifest.files for _, count in file.stripe_spans)

@@ -16,8 +16,8 @@ from typing import Literal
 import xxhash
 
 from recis_lightning.data.errors import DataError
-from recis_lightning.data.files.manifest import Manifest, OrcFile, read_manifest
-from recis_lightning.data.files.storage import is_remote, read_range
+from recis_lightning.data.files.manifest import Manifest, OrcFile, expand_variables, read_manifest
+from recis_lightning.data.files.storage import is_remote, read_range, write_file
 
 Verify = Literal["once", "always", "off"]
 
@@ -43,25 +43,39 @@ class FileChecksums:
             raise DataError(f"{len(self.stripes)} checksums for {len(self.spans)} stripes; write the checksums again")
 
 
-def write_checksums(folder: str | Path, on_bytes: Callable[[int], None] = lambda count: None) -> Path:
-    """Write the checksums of all files in a folder, however deep; gives the file written. DataError as `read_manifest`.
+def write_checksums(folder: str | Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
+    """Write the checksums of all files in a folder or at a URL, however deep; gives the file written.
 
-    ``on_bytes`` is told how many bytes were read since the last call.
+    ``on_bytes`` is told how many bytes were read since the last call. DataError as `read_manifest`.
     """
     manifest, problems = read_manifest(folder)
     if problems:
         raise DataError(problems)
-    base = os.path.abspath(folder)
+    base = _base_of(folder)
     files = {}
     for file in manifest.files:
         sums = compute_checksums(file, on_bytes)
         entry = {"nbytes": sums.nbytes, "spans": sums.spans, "stripes": sums.stripes, "rest": sums.rest}
-        files[Path(os.path.relpath(file.path, base)).as_posix()] = entry
-    path = Path(base, NAME)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({"format": FORMAT, "algorithm": "xxh3_64", "files": files}, indent=1) + "\n")
-    os.replace(aside, path)
+        files[_name_below(base, file.path)] = entry
+    path = f"{base}/{NAME}"
+    write_file(path, (json.dumps({"format": FORMAT, "algorithm": "xxh3_64", "files": files}, indent=1) + "\n").encode())
     return path
+
+
+def _base_of(folder: str | Path) -> str:
+    """A folder as its files' paths begin."""
+    given = expand_variables(os.fspath(folder))
+    return given.rstrip("/") if is_remote(given) else os.path.abspath(given)
+
+
+def _name_below(base: str, path: str) -> str:
+    if not is_remote(base):
+        return Path(os.path.relpath(path, base)).as_posix()
+    if not path.startswith(f"{base}/"):
+        raise DataError(
+            f"{base} is no folder, and checksums lie in the folder of the files; name {path.rsplit('/', 1)[0]}"
+        )
+    return path[len(base) + 1 :]
 
 
 def compute_checksums(file: OrcFile, on_bytes: Callable[[int], None] = lambda count: None) -> FileChecksums:
@@ -213,6 +227,6 @@ def verify(folder: str | Path, on_bytes: Callable[[int], None] = lambda count: N
 
 
 def _missing_files(folder: str | Path, known: set[str]) -> list[str]:
-    base = os.path.abspath(folder)
-    paths = [os.path.normpath(os.path.join(base, name)) for name in _read_checksums(f"{base}/{NAME}")]
-    return [path for path in paths if path not in known]
+    base = _base_of(folder)
+    paths = [f"{base}/{name}" for name in _read_checksums(f"{base}/{NAME}")]
+    return [path for path in paths if (path if is_remote(path) else os.path.normpath(path)) not in known]

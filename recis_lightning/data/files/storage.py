@@ -75,6 +75,23 @@ def read_range(path: str, first: int, count: int) -> memoryview:
         return memoryview(file.read_buffer(count))
 
 
+def write_file(path: str, content: bytes) -> None:
+    """Write a file that appears whole: aside first where it is local, in one request, tried again, where it is not."""
+    if is_remote(path):
+        filesystem, place = filesystem_of(path)
+
+        def write() -> None:
+            with filesystem.open_output_stream(place) as file:
+                file.write(content)
+
+        try_again(write, f"{path}: writing {len(content)} bytes")
+        return
+    aside = path + ".tmp"
+    with open(aside, "wb") as file:
+        file.write(content)
+    os.replace(aside, path)
+
+
 def list_files(url: str, suffixes: tuple[str, ...]) -> list[str]:
     """The files of a remote folder with these endings, however deep, a remote file, or what a glob matches; sorted.
 

@@ -1,5 +1,6 @@
 """Remote files: the same rows as local ones, requests that fail now and then, and what is said where they always do."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
+from recis_lightning.cli import main
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.files import storage
+from recis_lightning.data.files.checksums import verify, write_checksums
 from recis_lightning.data.files.manifest import Manifest, read_manifest
 from recis_lightning.data.files.storage import ATTEMPTS, OpenFiles, RemoteFile, read_range
 from recis_lightning.data.plan import Order
@@ -185,3 +188,31 @@ def test_pyarrows_own_file_systems_are_used_by_their_urls(tmp_path: Path) -> Non
     local = write_files(tmp_path, [[9]])
     assert read(f"file://{tmp_path}").fingerprint == local.fingerprint
     assert isinstance(storage.filesystem_of(f"file://{tmp_path}")[0], pa.fs.LocalFileSystem)
+
+
+def test_checksums_are_written_and_held_at_a_url_though_requests_fail(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path, [[60, 20], [30]])
+    upload(memory, tmp_path, "/logs/day=1")
+    failing = Failing(monkeypatch, every=5)
+    main(["data", "manifest", "memory://logs"])
+    assert failing.failures
+    assert "written to memory://logs/_checksums.json" in capsys.readouterr().out
+    local = Path(write_checksums(tmp_path))
+    assert json.loads(memory.cat_file("/logs/_checksums.json"))["files"] == {
+        f"day=1/{name}": entry for name, entry in json.loads(local.read_text())["files"].items()
+    }
+    main(["data", "verify", "memory://logs/"])
+    assert "3 stripes are what was written" in capsys.readouterr().out
+    content = bytearray(memory.cat_file("/logs/day=1/part-0.orc"))
+    content[40] ^= 1
+    memory.pipe("/logs/day=1/part-0.orc", bytes(content))
+    memory.rm("/logs/day=1/part-1.orc")
+    storage.filesystem_of.cache_clear()
+    right, problems = verify("memory://logs")
+    assert right == 1
+    assert "memory://logs/day=1/part-0.orc, stripe 0" in problems[0]
+    assert problems[1] == "memory://logs/day=1/part-1.orc is gone; its checksums are there"
+    with pytest.raises(DataError, match="memory://logs/day=1/part-0.orc is no folder.*name memory://logs/day=1"):
+        write_checksums("memory://logs/day=1/part-0.orc")

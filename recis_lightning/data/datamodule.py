@@ -330,6 +330,8 @@ class OrcDataModule(LightningDataModule):
             raise RuntimeError(f"the {source} data are not read yet; call setup() first, as a Trainer does")
         rank, world_size = self._place()
         training = order is not None
+        # The sources of a mix are read at the same time, each its share of a batch.
+        share = 1.0 if order is None else order.batch_size / self._order.batch_size
         loader = OrcLoader(
             self._manifests[key],
             self._selection(source),
@@ -338,7 +340,7 @@ class OrcDataModule(LightningDataModule):
             world_size=world_size,
             read_threads=self._read_threads,
             prefetch=self._prefetch,
-            prefetch_bytes=self._prefetch_bytes,
+            prefetch_bytes=max(1, int(self._prefetch_bytes * share)),
             checks=self._checks[key],
             day=None if day is None else day.name,
             skip_limit=self._skip_limit if training else None,

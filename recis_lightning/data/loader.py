@@ -73,7 +73,7 @@ class OrcLoader:
         self._streams = order.streams_of(rank, world_size)
         self._read_threads = default_read_threads() if read_threads is None else read_threads
         self._prefetch = prefetch
-        self._prefetch_bytes, self._checks = prefetch_bytes, checks
+        self.prefetch_bytes, self._checks = prefetch_bytes, checks
         self.skips = None if skip_limit is None else Skips(skip_limit)
         self._on_skips = on_skips
         for name, value in (
@@ -139,7 +139,7 @@ class OrcLoader:
             return self._token(epoch, next_step) if next_step < steps else self._token(epoch + 1, 0)
 
         plan = EpochPlan(self.manifest.stripe_rows, self.order, epoch)
-        uses, kept_bytes = plan.border_uses(self._streams), int(KEPT_STRIPES * self._prefetch_bytes)
+        uses, kept_bytes = plan.border_uses(self._streams), int(KEPT_STRIPES * self.prefetch_bytes)
         stripes = StripeReader(self.manifest, self._file_columns(), uses, kept_bytes, self._checks)
         return Pipeline(
             stripes,
@@ -151,7 +151,7 @@ class OrcLoader:
             token,
             self._read_threads,
             self._prefetch,
-            self._prefetch_bytes,
+            self.prefetch_bytes,
             self.skips,
             self._delivery,
         )

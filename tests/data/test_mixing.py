@@ -153,7 +153,10 @@ def data_module(log: Path, **options: Any) -> OrcDataModule:
 
 def test_a_data_module_mixes_what_train_names_and_chains_validation(log: Path) -> None:
     data = data_module(log, mix={"ads": 3, "feed": 1})
-    first = next(iter(data.train_dataloader()))
+    loader = data.train_dataloader()
+    assert isinstance(loader, MixedLoader)
+    assert [each.prefetch_bytes for each in loader.loaders.values()] == [3 << 28, 1 << 28], "1 GiB together"
+    first = next(iter(loader))
     assert first.token["source_rows"] == {"ads": 12, "feed": 4}
     assert sum(batch.size for batch in data.val_dataloader()) == 72
     data.teardown("fit")

@@ -224,6 +224,9 @@ class _ReadAhead:
     Held at once: a window of each stream, and beyond these as many rows again (one window and one a thread at least);
     fewer where that would take more than ``nbytes``, but never less than a window of each stream and one to come. What
     a window takes is known once it was read; before that, by the largest of those before it.
+
+    As many as are held, not as were asked for: where stripes are alike and larger than a stream's share, windows of all
+    streams end at the same step, and what is not there by then is waited for.
     """
 
     def __init__(
@@ -274,7 +277,8 @@ class _ReadAhead:
             self._ahead[window.stream].append(self._submit(window))
 
     def _wants_more(self) -> bool:
-        return len(self._rows_ahead) < self._read_threads or sum(self._rows_ahead) < self._room
+        held = sum(block.window.rows for block in self._current.values())
+        return len(self._rows_ahead) < self._read_threads or sum(self._rows_ahead) < max(self._room, held)
 
     def _has_room(self) -> bool:
         """Whether one more window, as large as the largest ahead, fits beside all that are held."""

@@ -8,7 +8,8 @@ page cache; a ratio is that of one turn. Loaders start anew each turn, and their
 What users would write otherwise: a DataLoader over pandas batches, and one whose two workers send a tensor a column;
 neither shuffles rows; both read a sixth of the data, and are compared by rows a second. And beside training: what a
 step of 10 ms on one thread (products of matrices, which let go of the interpreter lock as training does) waits for its
-batch once the first is there, and how much longer it takes than alone.
+batch once the first is there, and how much longer it takes than alone, waiting included. Until the first batch is there
+a stripe of each stream has to be decoded, at the start of an epoch alone: that is told by itself.
 """
 
 import functools
@@ -103,12 +104,12 @@ def clock(work: Callable[[], Any]) -> Turn:
     return Turn(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def decode_only(manifest: Manifest, names: list[str], threads: int) -> None:
-    """The rival: every stripe decoded and let go of."""
-    stripes = [(file.path, stripe) for file in manifest.files for stripe in range(len(file.stripe_rows))]
+def decode_only(manifest: Manifest, names: list[str], threads: int, first: int | None = None) -> None:
+    """The rival: every stripe, or the first few, decoded and let go of."""
+    stripes = [(file.path, stripe) for file in manifest.files for stripe in range(len(file.stripe_rows))][:first]
 
-    def decode(first: int) -> None:
-        for path, stripe in stripes[first::threads]:
+    def decode(thread: int) -> None:
+        for path, stripe in stripes[thread::threads]:
             orc.ORCFile(path).read_stripe(stripe, columns=names)
 
     with ThreadPoolExecutor(threads) as pool:
@@ -288,7 +289,8 @@ def compare_training(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     left, right = torch.rand(512, 512), torch.rand(512, 512)
-    products = max(1, round(0.01 / (clock(lambda: [left @ right for _ in range(20)]).wall / 20)))
+    product = statistics.median(clock(lambda: left @ right).wall for _ in range(100))
+    products = max(1, round(0.01 / product))
 
     def step() -> None:
         for _ in range(products):
@@ -298,23 +300,42 @@ def compare_training(
         for _ in range(STEPS):
             step()
 
-    waits = []
+    waits: list[float] = []
+    starts: list[tuple[float, float]] = []
 
-    def beside() -> None:
-        batches = iter(OrcLoader(manifest, selection, order, read_threads=1))
-        next(batches)  # reading has begun
+    def beside() -> Turn:
+        loader = OrcLoader(manifest, selection, order, read_threads=1)
+        batches = iter(loader)
+        bare = clock(lambda: decode_only(manifest, selection.names, 1, order.streams))
+        starts.append((bare.wall, clock(lambda: next(batches)).wall))
         waited = 0.0
-        for _ in range(STEPS):
-            begin = time.perf_counter()
-            next(batches)
-            waited += time.perf_counter() - begin
-            step()
+
+        def steps() -> None:
+            nonlocal waited
+            for _ in range(STEPS):
+                waited += clock(lambda: next(batches)).wall
+                step()
+
+        turn = clock(steps)
+        loader.close()  # or it would read on beside the next turn
         waits.append(waited)
+        return turn
 
     try:
-        turns = [(clock(alone), clock(beside)) for _ in range(TURNS)]
+        turns = [(clock(alone), beside()) for _ in range(TURNS)]
     finally:
         torch.set_num_threads(threads)
+    return summarise_training(name, turns, waits, starts, order, longest_wait)
+
+
+def summarise_training(
+    name: str,
+    turns: list[tuple[Turn, Turn]],  # steps alone, and beside reading
+    waits: list[float],
+    starts: list[tuple[float, float]],  # bare decoding, and the first batch
+    order: Order,
+    longest_wait: float,
+) -> list[Result]:
     shares = [waited / turn.wall for waited, (_, turn) in zip(waits, turns, strict=True)]
     ratios = [lone.wall / with_data.wall for lone, with_data in turns]
     shapes = f"{STEPS} steps, batch {BATCH}, 1 read thread"
@@ -342,6 +363,18 @@ def compare_training(
             ours=100 * share,
             theirs=100 * longest_wait,
             unit="% of the time",
+            shapes=shapes,
+            threads=1,
+        ),
+        Result(
+            name=f"{name}, until the first batch",
+            rival=f"bare read_stripe of {order.streams} stripes",
+            ratio=statistics.median(bare / own for bare, own in starts),
+            worst_ratio=min(bare / own for bare, own in starts),
+            bar=None,
+            ours=1e3 * statistics.median(own for _, own in starts),
+            theirs=1e3 * statistics.median(bare for bare, _ in starts),
+            unit="ms",
             shapes=shapes,
             threads=1,
         ),

@@ -164,12 +164,13 @@ def test_tables_of_another_model_are_listed_with_what_differs(tmp_path: Path) ->
         assert line in str(error.value)
 
 
-def test_a_damaged_part_leaves_no_row_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("byte", [0, 7, 20, 600, 700, 900, 2000, -1])  # of the header, and of columns behind it
+def test_a_damaged_part_leaves_no_row_behind(byte: int, tmp_path: Path) -> None:
     save_checkpoint(lightning_checkpoint(), str(tmp_path / "x.ckpt"), make_tables(rows=ROWS), part_bytes=8000)
     reader = DirectoryReader(str(tmp_path / "x.ckpt"))
     place = tmp_path / "x.ckpt" / reader.manifest["tables"]["item"]["parts"][3]["file"]
     data = bytearray(place.read_bytes())
-    data[-1] ^= 128
+    data[byte] ^= 128
     place.write_bytes(data)
     read = make_tables(rows=9)
     with pytest.raises(CheckpointError, match="item/1536-2048.safetensors has checksum"):

@@ -1,10 +1,13 @@
 """Triton without a GPU: kernels that Python runs, program after program."""
 
+import functools
 import importlib
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 OPS = Path(__file__).parents[1] / "triton_ops"
@@ -28,10 +31,12 @@ def kernel_modules() -> list[str]:
     return sorted(f"triton_ops.{path.parent.name}.kernels" for path in OPS.glob("*/kernels.py"))
 
 
+@functools.cache
 def import_interpreted() -> None:
     """Import the kernels of all ops, to be interpreted."""
     with interpreting():
         repair_ranges()
+        prepare_once()
         for module in kernel_modules():
             importlib.import_module(module)
 
@@ -47,3 +52,34 @@ def repair_ranges() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch_and_repair
+
+
+def prepare_once() -> None:
+    """Have the interpreter prepare triton.language once a launch, not again at each call of a function within a kernel.
+
+    It searches all of that package each time, which took up to two thirds of a launch.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def builtins_of(package: Any) -> list[tuple[str, Any]]:
+        return [(name, member) for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+    def prepare_builtins(package: Any, builder: Any, scope: Any) -> None:
+        for name, member in builtins_of(package):
+            interpreter._patch_attr(package, name, member, builder, scope)
+
+    # What the functions of triton.language itself call is looked up in its core.
+    for_both = FunctionType(prepare_once.__code__, {"tl": tl, "core": tl.core})
+    prepare = interpreter._patch_lang
+
+    def call(function: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return function.rewrite()(*arguments, **named)
+        except Exception as error:
+            raise interpreter.InterpreterError(repr(error)) from error
+
+    interpreter._patch_builtin = prepare_builtins
+    interpreter._patch_lang = lambda kernel: prepare(for_both)
+    interpreter.InterpretedFunction.__call__ = call

@@ -1,19 +1,80 @@
-"""Rows in blocks for tests, as a GPU has them; which ops read them is another matter."""
+"""What runs the ops of a test on tables: references, Numba, references over rows in blocks, or Triton over these.
+
+In a folder whose conftest.py takes the fixture `implementation`, tests run on all it names. Triton's kernels are run by
+Python there, some milliseconds a launch: tests that are marked `interpreted` run on them too, all others with --full.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import pytest
+import torch
+from hypothesis import given, settings
 
-from recis_lightning.tables import places
+from tests.interpreter import import_interpreted
 
 ON_ALL = ["reference", "cpu", "blocks"]
+TRITON = "triton"
+Check = Callable[..., None]
+Size = TypeVar("Size")
+IDS_A_PROGRAM = 256  # for a program takes as long for 64
 
 
 def choose_implementation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run ops by references, by Numba, by references over rows that lie in blocks of 128, or by Triton over these."""
-    if name in ("blocks", "triton"):
+    from recis_lightning.tables import places
+
+    if name in ("blocks", TRITON):
         monkeypatch.setattr(places, "BLOCK_ROWS", 128)
     if name == "blocks":
         monkeypatch.setattr(places, "lies_in_blocks", lambda device: True)
-    if name == "triton":
-        pytest.importorskip("triton")
+    if name == TRITON:
+        monkeypatch.setattr(interpreted_index(), "BLOCK", IDS_A_PROGRAM)
         monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("TRITON_OPS", "reference" if name == "blocks" else name)
+
+
+@functools.cache
+def interpreted_index() -> Any:
+    """The kernels of the index, which Python runs; skips a test where they are compiled or not there."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled for the GPU of this machine, for which others of these tests are")
+    import_interpreted()
+    from triton_ops.index import kernels
+
+    return kernels
+
+
+def parametrize(metafunc: pytest.Metafunc, names: Sequence[str]) -> None:
+    """Run a test on what ``names`` says, and on Triton where that is asked for; for `pytest_generate_tests`."""
+    chosen = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "implementation" not in metafunc.fixturenames or any("implementation" in each for each in chosen):
+        return
+    is_asked = metafunc.config.getoption("--full") or metafunc.definition.get_closest_marker("interpreted")
+    metafunc.parametrize("implementation", [*names, TRITON] if is_asked else names, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What runs the ops of this test; a conftest.py that imports it gives it to all tests of its folder."""
+    choose_implementation(request.param, monkeypatch)
+    return request.param
+
+
+def sized(usual: Size, interpreted: Size) -> Size:
+    """What size something is to be: smaller, or less often, where Python runs the kernels."""
+    return interpreted if os.environ.get("TRITON_OPS") == TRITON else usual
+
+
+@pytest.fixture
+def check(request: pytest.FixtureRequest, implementation: str) -> Check:
+    """check(property, *strategies, examples=100) tries a property; where Python runs the kernels on fewer examples."""
+
+    def try_out(holds: Callable[..., None], *strategies: Any, examples: int) -> None:
+        fewer = examples // 2 if request.config.getoption("--full") else examples // 10
+        settings(max_examples=sized(examples, fewer), deadline=None)(given(*strategies)(holds))()
+
+    return try_out

@@ -1,11 +1,10 @@
-"""Every test of tables runs on the CPU's kernels, on the references, and on these over rows that lie in blocks."""
+"""Every test of tables runs on the CPU's kernels, on the references, on these over rows that lie in blocks; on Triton's
+kernels those that are marked for it, and with --full all of them."""
 
 import pytest
 
-from tests.tables.blocks import ON_ALL, choose_implementation
+from tests.tables.blocks import ON_ALL, check, implementation, parametrize  # noqa: F401
 
 
-@pytest.fixture(params=ON_ALL, autouse=True)
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    choose_implementation(request.param, monkeypatch)
-    return request.param
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrize(metafunc, ON_ALL)

@@ -4,13 +4,12 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recis_lightning.schema import Table, Uniform
 from recis_lightning.schema.policies import Admission, Always, Bloom, Counter, Probability, ReadOnly
 from recis_lightning.tables import TableFullError, TableGroup
-from tests.tables.blocks import choose_implementation
+from tests.tables.blocks import Check, choose_implementation
 
 INT64 = torch.iinfo(torch.int64)
 
@@ -238,11 +237,12 @@ calls = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(1, 4), calls)
-def test_any_sequence_of_calls_admits_what_counts_in_a_dict_say(
-    threshold: int, sequence: list[tuple[str, list[int], list[int]]]
-) -> None:
+@pytest.mark.interpreted
+def test_any_sequence_of_calls_admits_what_counts_in_a_dict_say(check: Check) -> None:
+    check(admits_what_counts_in_a_dict_say, st.integers(1, 4), calls, examples=60)
+
+
+def admits_what_counts_in_a_dict_say(threshold: int, sequence: list[tuple[str, list[int], list[int]]]) -> None:
     group = make_group(Counter(threshold=threshold), Always(), max_rows=512)
     held: list[set[int]] = [set(), set()]
     counts: dict[int, int] = {}

@@ -4,14 +4,13 @@ import functools
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recis_lightning.schema import Constant, Sgd, Table
 from recis_lightning.schema.policies import Admission, Age, Always, Counter, Eviction, L2Norm, Lfu, Lru, Score, Ttl
 from recis_lightning.tables import PendingGrad, TableFullError, TableGroup, TableSlice, eviction
 from recis_lightning.tables.group import LENT_ROWS
-from tests.tables.blocks import choose_implementation
+from tests.tables.blocks import Check, choose_implementation, sized
 from triton_ops.row_layout import COUNT, LAST_STEP
 
 INT64 = torch.iinfo(torch.int64)
@@ -110,7 +109,7 @@ def test_lfu_keeps_the_most_frequent_then_the_latest_then_the_higher_ids() -> No
 
 
 def test_bounded_table_fed_fifty_times_its_capacity_keeps_the_most_recent_ids_in_the_rows_it_had() -> None:
-    capacity, batch = 200, 100
+    capacity, batch = sized((200, 100), (60, 60))
     group = make_group(Lru(), capacity=capacity)
     ids = (torch.randperm(50 * capacity, generator=torch.Generator().manual_seed(0)) - 5000).tolist()
     for begin in range(0, len(ids), batch):
@@ -123,12 +122,12 @@ def test_bounded_table_fed_fifty_times_its_capacity_keeps_the_most_recent_ids_in
 
 
 def test_lru_is_exact_while_its_queue_is_touched_erased_and_overtaken() -> None:
-    capacity = 640
+    capacity, steps = sized((640, 120), (100, 24))
     group = make_group(Lru(), capacity=capacity)
     random = torch.Generator().manual_seed(3)
     last: dict[int, int] = {}
-    for step in range(1, 120):
-        ids = torch.randint(2000, (60,), generator=random).tolist()
+    for step in range(1, steps):
+        ids = torch.randint(3 * capacity, (60,), generator=random).tolist()
         train(group, ids)
         last |= dict.fromkeys(ids, step)
         for id_ in sorted(last, key=lambda id_: (last[id_], id_))[: max(0, len(last) - capacity)]:
@@ -279,11 +278,13 @@ lists = st.lists(st.one_of(st.integers(-12, 12), st.sampled_from([INT64.min, INT
 calls = st.lists(st.tuples(st.sampled_from(["train"] * 5 + ["erase", "copy", "reload", "clear"]), lists), max_size=14)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["age", "lru", "lfu"]), st.integers(1, 3), st.integers(1, 3), calls)
-def test_any_sequence_of_steps_forgets_what_a_dict_forgets(
-    kind: str, limit: int, every: int, sequence: list[tuple[str, list[int]]]
-) -> None:
+@pytest.mark.interpreted
+def test_any_sequence_of_steps_forgets_what_a_dict_forgets(check: Check) -> None:
+    kinds = st.sampled_from(["age", "lru", "lfu"])
+    check(forgets_what_a_dict_forgets, kinds, st.integers(1, 3), st.integers(1, 3), calls, examples=100)
+
+
+def forgets_what_a_dict_forgets(kind: str, limit: int, every: int, sequence: list[tuple[str, list[int]]]) -> None:
     capacity = None if kind == "age" else 16 * limit
     policy: Eviction = {"age": Age(steps=limit, every=every), "lru": Lru(every=every), "lfu": Lfu(every=every)}[kind]
     group = make_group(policy, capacity=capacity, max_rows=1024)

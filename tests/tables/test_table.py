@@ -5,12 +5,12 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recis_lightning.schema import Adam, AdamW, RowwiseAdagrad, Sgd, SparseOptimizer, Table, Uniform
 from recis_lightning.schema.policies import Lru
 from recis_lightning.tables import DynamicTable, TableFullError, TableGroup, TableSlice, build_groups, virtual_shard
+from tests.tables.blocks import Check
 from triton_ops.index import mix64
 from triton_ops.row_layout import COUNT, LAST_STEP
 
@@ -166,9 +166,12 @@ ids_lists = st.lists(st.one_of(st.integers(-40, 40), st.sampled_from([INT64.min,
 calls = st.lists(st.tuples(st.sampled_from(["train", "train", "erase", "load", "clear"]), ids_lists), max_size=8)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(calls)
-def test_any_sequence_of_calls_agrees_with_a_dict(sequence: list[tuple[str, list[int]]]) -> None:
+@pytest.mark.interpreted
+def test_any_sequence_of_calls_agrees_with_a_dict(check: Check) -> None:
+    check(agrees_with_a_dict, calls, examples=40)
+
+
+def agrees_with_a_dict(sequence: list[tuple[str, list[int]]]) -> None:
     table = make_table(RowwiseAdagrad(), dim=2)
     pristine = make_table(RowwiseAdagrad(), dim=2)
     model: dict[int, tuple[list[float], list[float], int, int]] = {}  # id -> weight, sum, last step, count

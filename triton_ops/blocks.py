@@ -57,13 +57,21 @@ class Blocks:
 
     def append(self, slab: Tensor) -> None:
         """Take the blocks of a slab for the next rows."""
+        self.point_to(slab)
+        self.add(slab)
+
+    def point_to(self, slab: Tensor) -> None:
+        """What `append` does on the device, and what may fail; nothing comes of it before `add`, which can't."""
         first, count = self.rows // self.block_rows, (len(slab) - 1) // self.block_rows
         stride = self.block_rows * self.width * self.itemsize
         with torch.inference_mode(False):
-            addresses = torch.arange(count, device=self.device) * stride + slab.data_ptr()
-            self.pointers[first : first + count] = addresses
+            begin, own = slab.data_ptr(), self.pointers[first : first + count]
+            torch.arange(begin, begin + count * max(stride, 1), max(stride, 1), out=own)
+
+    def add(self, slab: Tensor) -> None:
+        """Count the rows of a slab that `point_to` has been given."""
         self.slabs.append(slab)
-        self.rows += count * self.block_rows
+        self.rows += len(slab) - 1
 
     # ------------------------------------------------------------------------------------------------ as of a tensor
 

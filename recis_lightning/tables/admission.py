@@ -165,8 +165,9 @@ class _CountingRule:
         if unknown.runs is None:
             self._erase(rows_U[admitted_U], tables_U[admitted_U])
         else:
-            self._index.erase(unknown.ids, *unknown.runs, self._rows.pool, admitted_M)
-            self._rows.take_back(torch.where(admitted_U, rows_U, NO_ROW))
+            with self._index.changing(self._rows.pool):
+                self._rows.take_back(torch.where(admitted_U, rows_U, NO_ROW))
+                self._index.erase(unknown.ids, *unknown.runs, self._rows.pool, admitted_M)
         return admitted_M
 
     def _rows_of(self, unknown: Unknown) -> Tensor:
@@ -174,8 +175,9 @@ class _CountingRule:
         runs = _runs(unknown.tables) if unknown.runs is None else unknown.runs
         wanted = () if unknown.asks is None else (unknown.asks,)
         inserted = self._index.find_or_insert(unknown.ids, *runs, self._rows.pool, *wanted)
-        self._rows.meta[inserted.new_rows, LAST_STEP] = 0
-        self._rows.meta[inserted.new_rows, COUNT] = 0
+        with self._index.changing(self._rows.pool):
+            self._rows.meta[inserted.new_rows, COUNT] = 0
+            self._rows.meta[inserted.new_rows, LAST_STEP] = 0
         if inserted.full_table is not None:
             raise self._full(inserted.full_table)
         return inserted.rows if unknown.asks is None else torch.where(unknown.asks, inserted.rows, NO_ROW)
@@ -194,13 +196,16 @@ class _CountingRule:
         )
 
     def _erase(self, rows_U: Tensor, tables_U: Tensor) -> None:
-        self._index.erase(self._rows.meta[rows_U, ID], *_runs(tables_U), self._rows.pool)
-        self._rows.take_back(rows_U)
+        erased = self._rows.meta[rows_U, ID], *_runs(tables_U), self._rows.pool
+        with self._index.changing(self._rows.pool):
+            self._rows.take_back(rows_U)
+            self._index.erase(*erased)
 
     def forget(self, table: int, last_step_below: int | None) -> None:
         if last_step_below is None:
-            self._index.clear(table)
-            self._rows.clear(table)
+            with self._index.changing(self._rows.pool):
+                self._rows.clear(table)
+                self._index.clear(table)
             return
         _, rows = self._index.items(table)
         old = rows[self._rows.meta[rows, LAST_STEP] < last_step_below]

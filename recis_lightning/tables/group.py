@@ -33,7 +33,7 @@ from recis_lightning.tables.watch import Watch
 from triton_ops.blocks import Blocks
 from triton_ops.gather_pool import gather_rows
 from triton_ops.group_by_row import LAST_TICK, group_by_row
-from triton_ops.index import Inserted, mix64
+from triton_ops.index import Inserted, NoRoomError, mix64
 from triton_ops.initialize import FirstValue, FirstValues, initialize
 from triton_ops.row_layout import GRANULE, ID, LAST_STEP
 from triton_ops.transfer import is_capturing, to_device
@@ -291,6 +291,8 @@ class TableGroup:
         """Errors of an index, which knows no names, with those of its tables."""
         try:
             yield
+        except NoRoomError as error:
+            raise TableFullError(f"table '{self.tables[error.table].name}' can't grow: {error}") from error
         except MemoryError as error:
             raise TableFullError(f"tables {', '.join(table.name for table in self.tables[:5])}: {error}") from error
 
@@ -382,9 +384,10 @@ class TableGroup:
             inserted = self.index.find_or_insert(ids_N, splits_K1, table_index_K, self.rows.pool, *wanted)
         if len(inserted.new_rows) and (fill or self.is_deferred or inserted.full_table is not None):
             arrays = self.weight, self.state, self.meta, inserted.new_rows, self.granule_table
-            initialize(*arrays, self._first_values)
-            if self._evicts:
-                self.meta[inserted.new_rows, LAST_STEP] = self.clock  # not yet trained on, and yet not old
+            with self.index.changing(self.rows.pool):
+                initialize(*arrays, self._first_values)
+                if self._evicts:
+                    self.meta[inserted.new_rows, LAST_STEP] = self.clock  # not yet trained on, and yet not old
         if inserted.full_table is not None:
             raise TableFullError(self._describe_full(self.tables[inserted.full_table]))
         return inserted
@@ -419,7 +422,12 @@ class TableGroup:
         for table in self.tables:
             for policy in table.declaration.eviction:
                 if step % policy.every == 0:
-                    if count := self._forget(table, eviction.choose(table, policy, step, now)):
+                    try:
+                        count = self._forget(table, eviction.choose(table, policy, step, now))
+                    except BaseException:
+                        table.oldest = Queue()  # which has let go of rows that were to be forgotten
+                        raise
+                    if count:
                         evicted[table.name] = evicted.get(table.name, 0) + count
                     if (before := eviction.waits_until(table, policy, step, now)) is not None:
                         self.gate.forget(table.number, before)
@@ -450,8 +458,9 @@ class TableGroup:
         """`erase` that does not count among the events of tables: for rows that others hold from now on."""
         before = {table: len(self.tables[table]) for table in tables_K.tolist()}
         rows_N = self.index.find(ids_N, splits_K1, tables_K)
-        self.index.erase(ids_N, splits_K1, tables_K, self.rows.pool)
-        self.rows.take_back(rows_N[rows_N >= 0])
+        with self.index.changing(self.rows.pool):
+            self.rows.take_back(rows_N[rows_N >= 0])
+            self.index.erase(ids_N, splits_K1, tables_K, self.rows.pool)
         counts = [0] * len(self.tables)
         for table, count in before.items():
             counts[table] = count - len(self.tables[table])
@@ -495,7 +504,7 @@ class TableGroup:
                 f"table '{table.name}' is full: it holds {len(table):,} ids, its capacity; raise capacity, let it "
                 "forget with eviction lru, or let it take up fewer ids with admission counter"
             )
-        if (refused := self.rows.refused) is not None:
+        if (refused := self.rows.refused.get(table.number)) is not None:
             return (
                 f"table '{table.name}' can't grow: {refused}, beside the {len(table):,} ids it holds; what it holds "
                 "is as it was. Declare a capacity with an eviction, take smaller rows (dim, dtype, state_dtype), or "

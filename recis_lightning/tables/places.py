@@ -77,7 +77,9 @@ class Blocked(Place):
                 continue
             slabs[-1][0 if first.rows else GRANULE :, LAST_STEP] = NOBODYS  # until an id has them
             for array, slab in zip(arrays, slabs, strict=True):
-                array.append(slab)
+                array.point_to(slab)
+            for array, slab in zip(arrays, slabs, strict=True):  # all, or none: they are one another's rows
+                array.add(slab)
             return
         rows = blocks * first.block_rows
         raise NoMemory(first.device, rows, rows * row_bytes)

@@ -85,8 +85,8 @@ class RowStore:
         self._place = find_place(tables, weight, state, max_rows, device)
         self.weight, self.state, self.meta = self._place.weight, self._place.state, self._place.meta
         self.granule_table, self.slots = self._place.granule_table, self._place.slots
-        self.refused: NoMemory | None = None
-        """Why the last table that asked for rows got none, where it was for want of memory."""
+        self.refused: dict[int, NoMemory] = {}
+        """Why tables got no rows when they last asked for some, where it was for want of memory."""
         self._cursors = RowPool.empty_cursors(tables)
         self.is_ahead = lies_on_device(self.meta)
         """Whether new ids get their rows on the device, from those that `supply` has given out before."""
@@ -127,7 +127,7 @@ class RowStore:
         """Point the pool to the next block of a table; False at its limit, or where no more rows are to be had."""
         blocks = self._blocks[table]
         left = self._limits[table] - blocks.handed_out
-        self.refused = None
+        self.refused.pop(table, None)
         if left <= 0:
             return False
         if blocks.used == len(blocks.bounds):
@@ -137,10 +137,10 @@ class RowStore:
             try:
                 self._place.commit(self._end + size)
             except NoMemory as refused:
-                self.refused = refused
+                self.refused[table] = refused
                 return False
+            self._mark(self._end, self._end + size, table)  # first, for it may fail
             blocks.append(self._end, self._end + size)
-            self._mark(self._end, self._end + size, table)
             self._end += size
         begin, end = blocks.hand_out()
         self._cursors[table, NEXT], self._cursors[table, END] = begin, min(end, begin + left)
@@ -149,14 +149,20 @@ class RowStore:
     def supply(self, table: int, rows: int) -> list[tuple[int, int]]:
         """Runs of so many rows or more that are a table's from now on; fewer at its limit, or without room for more."""
         runs: list[tuple[int, int]] = []
-        while rows > 0 and self._refill(table):
-            begin, end = self._cursors[table, [NEXT, END]].tolist()
-            self._cursors[table, NEXT] = end
-            if runs and runs[-1][1] == begin:
-                runs[-1] = runs[-1][0], end
-            else:
-                runs.append((begin, end))
-            rows -= end - begin
+        blocks = self._blocks[table]
+        before, cursor = (blocks.used, blocks.handed_out), self._cursors[table].copy()
+        try:
+            while rows > 0 and self._refill(table):
+                begin, end = self._cursors[table, [NEXT, END]].tolist()
+                self._cursors[table, NEXT] = end
+                if runs and runs[-1][1] == begin:
+                    runs[-1] = runs[-1][0], end
+                else:
+                    runs.append((begin, end))
+                rows -= end - begin
+        except BaseException:
+            (blocks.used, blocks.handed_out), self._cursors[table] = before, cursor  # nobody has heard of these runs
+            raise
         return runs
 
     def _mark(self, begin: int, end: int, table: int) -> None:
@@ -169,9 +175,10 @@ class RowStore:
 
     def clear(self, table: int) -> None:
         """Take all rows of a table back; it keeps its blocks and starts anew with the first."""
-        if self.is_ahead:  # its index has them, and does so
+        if isinstance(self.meta, Blocks):
             for piece in self.handed_out(table):
                 self.meta[piece, LAST_STEP] = NOBODYS
+        if self.is_ahead:  # its index has them
             return
         self._cursors[table] = 0, 0, NO_ROW
         self._blocks[table].take_back()

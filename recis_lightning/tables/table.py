@@ -272,8 +272,9 @@ class DynamicTable:
 
     def clear(self) -> None:
         """Forget everything; its rows wait for new ids."""
-        self.group.index.clear(self.number)
-        self.group.rows.clear(self.number)
+        with self.group.index.changing(self.group.rows.pool):
+            self.group.rows.clear(self.number)
+            self.group.index.clear(self.number)
         self.group.gate.forget(self.number)
         self.group.events[self.number] = 0
         self.group.erasures += 1

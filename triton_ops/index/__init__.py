@@ -1,7 +1,7 @@
 """Id -> row: see op.py."""
 
-from triton_ops.index.layout import SHARDS, DevicePool, Inserted, RowPool
+from triton_ops.index.layout import SHARDS, DevicePool, Inserted, NoRoomError, RowPool
 from triton_ops.index.op import Index
 from triton_ops.index.reference import mix64, unmix64, virtual_shard
 
-__all__ = ["SHARDS", "DevicePool", "Index", "Inserted", "RowPool", "mix64", "unmix64", "virtual_shard"]
+__all__ = ["SHARDS", "DevicePool", "Index", "Inserted", "NoRoomError", "RowPool", "mix64", "unmix64", "virtual_shard"]

@@ -8,10 +8,15 @@ it was asked for since. Before an insertion (`prepare`) there must be rows and s
 all new; where that is not certain it waits for the copy behind the last insertion, which the GPU has long passed unless
 the host is ahead of it, and then asks for rows and grows segments. Segments that are past their limit grow a few at a
 time. One stream at a time may use an index.
+
+Errors may come between any two launches, as where a kernel can't be compiled, or Ctrl-C is pressed. Growth that was cut
+short is finished by the next call. After an insertion or an erasure that was, the next call builds the index anew from
+the records of rows (`changing`).
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,17 +40,18 @@ from triton_ops.index.device_layout import (
     TABLE_COLUMNS,
     TAKEN,
 )
-from triton_ops.index.layout import SHARDS, DevicePool, Inserted
+from triton_ops.index.layout import SHARDS, DevicePool, Inserted, NoRoomError
 from triton_ops.index.mirror import Mirror
-from triton_ops.index.numbering import Runs, find, launch_for_each, make_runs, number
+from triton_ops.index.numbering import Numbered, Runs, find, launch_for_each, make_runs, number, room_for
 from triton_ops.index.reference import mix64, virtual_shard
 from triton_ops.index.segments import copy, lasting, send
 from triton_ops.places import place_of
-from triton_ops.row_layout import GRANULE
+from triton_ops.row_layout import GRANULE, ID, LAST_STEP, NOBODYS
 from triton_ops.transfer import Arriving
 
 MOST_REPORTS = 8  # on their way; later ones tell all that earlier ones do
 MOST_RUNS = 64  # layouts of ids that are kept on the device
+READ_AT_ONCE = 1 << 11  # granules whose records are read together when an index is built anew
 
 
 class _Report(NamedTuple):
@@ -80,11 +86,18 @@ class DeviceIndex:
         self._submitted, self._known_submitted = np.zeros(tables, np.int64), np.zeros(tables, np.int64)
         self._calls = self._known_calls = 0
         self._is_exhausted_T = np.zeros(tables, dtype=bool)
+        self._given: list[tuple[int, Sequence[tuple[int, int]]]] = []
+        """Tables and rows that they were given, and do not have yet."""
+        self._is_growing = False
+        """Whether growth was begun and is not finished."""
+        self._torn: DevicePool | None = None
+        """The rows of an insertion or erasure that an error has cut short."""
         self._describe()
 
     # ------------------------------------------------------------------------------------------------ the operations
 
     def find(self, ids_N: Tensor, splits_K1: Tensor, tables_K: Tensor, missing: int) -> Tensor:
+        self._repair()
         rows_N = torch.empty_like(ids_N)
         if len(ids_N):
             find(ids_N, rows_N, self._runs_of(splits_K1, tables_K), self._tables, missing, NOTHING)
@@ -98,24 +111,28 @@ class DeviceIndex:
         if self._is_captured():
             return self._insert(ids_N, self._runs_of(splits_K1, tables_K), pool, wanted_N)
         self.prepare(splits_K1, tables_K, pool)
-        inserted = self._insert(ids_N, self._runs_of(splits_K1, tables_K), pool, wanted_N)
-        self.follow()
+        runs = self._runs_of(splits_K1, tables_K)
+        with self.changing(pool):
+            inserted = self._insert(ids_N, runs, pool, wanted_N)
+            self.follow()
         return inserted
 
     def _insert(self, ids_N: Tensor, runs: Runs, pool: DevicePool, wanted_N: Tensor | None) -> Inserted:
-        rows_N = torch.empty_like(ids_N)
-        ends, positions, spots, sums, new_rows_N = number(ids_N, rows_N, runs, self._tables, wanted_N=wanted_N)
-        place = place_of(pool.meta)
-        arrays = ids_N, rows_N, runs.array, runs.number, self._tables, self._counters, ends, runs.blocks
+        rows_N, listed, place = torch.empty_like(ids_N), room_for(ids_N, runs), place_of(pool.meta)
+        number(ids_N, rows_N, runs, self._tables, listed, wanted_N=wanted_N)
         launch_for_each(
-            "publish", len(ids_N), *arrays, positions, spots, sums, place.pointers, new_rows_N, pool.lost_row,
-            SHIFT_OF_BLOCKS=place.shift, ALIGN=place.align,
+            "publish", len(ids_N), *self._arrays(ids_N, rows_N, runs, listed), place.pointers, listed.new_rows,
+            pool.lost_row, SHIFT_OF_BLOCKS=place.shift, ALIGN=place.align,
         )  # fmt: skip
-        self._finish(runs, ends, sums, erase=0)
-        return Inserted(rows_N, new_rows_N, None)
+        self._finish(runs, listed, erase=0)
+        return Inserted(rows_N, listed.new_rows, None)
 
-    def _finish(self, runs: Runs, ends: Tensor, sums: Tensor, erase: int) -> None:
-        arrays = runs.array, runs.number, self._tables, self._counters, ends, sums
+    def _arrays(self, ids_N: Tensor, rows_N: Tensor, runs: Runs, listed: Numbered) -> tuple[Any, ...]:
+        of_tables = runs.array, runs.number, self._tables, self._counters
+        return ids_N, rows_N, *of_tables, listed.ends, runs.blocks, listed.positions, listed.spots, listed.sums
+
+    def _finish(self, runs: Runs, listed: Numbered, erase: int) -> None:
+        arrays = runs.array, runs.number, self._tables, self._counters, listed.ends, listed.sums
         launch_for_each("finish", runs.number, *arrays, ERASE=erase)
 
     def erase(
@@ -123,14 +140,16 @@ class DeviceIndex:
     ) -> Tensor:
         if not len(ids_N):
             return torch.zeros((), dtype=torch.int64, device=self._device)
+        self._repair()
         self._make_stacks(np.unique(tables_K.numpy()).tolist())
         rows_N, runs = torch.empty_like(ids_N), self._runs_of(splits_K1, tables_K)
-        ends, positions, spots, sums, _ = number(ids_N, rows_N, runs, self._tables, 1, wanted_N)
-        arrays = ids_N, rows_N, runs.array, runs.number, self._tables, self._counters, ends, runs.blocks
-        launch_for_each("bury", len(ids_N), *arrays, positions, spots, sums)
-        self._finish(runs, ends, sums, erase=1)
-        self.follow()
-        return sums[-1].long()
+        listed = room_for(ids_N, runs)
+        with self.changing(pool):
+            number(ids_N, rows_N, runs, self._tables, listed, 1, wanted_N)
+            launch_for_each("bury", len(ids_N), *self._arrays(ids_N, rows_N, runs, listed))
+            self._finish(runs, listed, erase=1)
+            self.follow()
+        return listed.sums[-1].long()
 
     def _is_captured(self) -> bool:
         """Whether what is launched is recorded for a graph, instead of run."""
@@ -155,15 +174,22 @@ class DeviceIndex:
     # ------------------------------------------------------------------------------------------- room ahead of need
 
     def prepare(self, splits_K1: Tensor, tables_K: Tensor, pool: DevicePool) -> None:
+        self._repair()
         need_T = np.zeros(len(self._described), dtype=np.int64)
         np.add.at(need_T, tables_K.numpy(), splits_K1.diff().numpy())
         is_news = self._take_reports()
-        if self._is_short(need_T):
-            self._take_reports(wait=True)
-            self._grow(need_T)
-        elif is_news and self._mirror.relieve():
-            self._note_growth()
-        self._supply(need_T, pool)
+        try:
+            if self._is_short(need_T):
+                self._take_reports(wait=True)
+                self._grow(need_T)
+            elif is_news:
+                self._is_growing = True
+                if self._mirror.relieve():
+                    self._finish_growth()
+                self._is_growing = False
+            self._supply(need_T, pool)
+        except torch.OutOfMemoryError as error:
+            raise self._no_memory(int(need_T.argmax()), need_T) from error
         self._submitted += need_T
         self._calls += 1
 
@@ -185,30 +211,48 @@ class DeviceIndex:
         bounds = self._bounds(need_T)
         if not len(self._mirror.short(*bounds)):
             return
+        self._is_growing = True
         table = self._mirror.make_room(*bounds)
-        self._note_growth()
+        self._finish_growth()
         if table is not None:
-            stats = self.stats(table)
-            raise MemoryError(
-                f"{self._device} has no memory for the index of table {table} to grow: it holds {stats['ids']:,} ids "
-                f"in {stats['slots']:,} slots, {stats['index_bytes']:,} bytes, and {int(need_T[table]):,} ids of a "
-                "batch may be new; nothing was lost: erase ids, or give the tables fewer rows"
-            )
+            raise self._no_memory(table, need_T)
 
-    def _note_growth(self) -> None:
+    def _no_memory(self, table: int, need_T: np.ndarray) -> MemoryError:
+        stats = self._stats(table)
+        return NoRoomError(
+            table,
+            f"{self._device} has no memory for the index of table {table} to grow: it holds {stats['ids']:,} ids in "
+            f"{stats['slots']:,} slots, {stats['index_bytes']:,} bytes, and {int(need_T[table]):,} ids of a batch may "
+            "be new; nothing was lost: erase ids, or give the tables fewer rows",
+        )
+
+    def _finish_growth(self) -> None:
+        """Make known on the device what the host has begun: again, where an error came in between."""
+        self._is_growing = True
+        self._mirror.catch_up()
+        self._append_given()
         self._reports.clear()  # they count the segments that were
         self._describe()
         self.follow()
+        self._is_growing = False
 
     def _supply(self, need_T: np.ndarray, pool: DevicePool) -> None:
         lacking_T = need_T - self._available_T()
         for table in np.flatnonzero((lacking_T > 0) & (need_T > 0)).tolist():
+            self._is_growing = True
             runs = pool.refill(table, int(lacking_T[table]))
             self._is_exhausted_T[table] = sum(end - begin for begin, end in runs) < lacking_T[table]
             if runs:
-                self._append(table, runs)
-        if (lacking_T > 0).any():
+                self._given.append((table, runs))
+        if self._is_growing:
+            self._append_given()
             self._describe()
+            self._is_growing = False
+
+    def _append_given(self) -> None:
+        while self._given:
+            self._append(*self._given[0])
+            self._given.pop(0)
 
     def _append(self, table: int, runs: Sequence[tuple[int, int]]) -> None:
         supply = int(self._described[table, SUPPLY])
@@ -226,6 +270,7 @@ class DeviceIndex:
 
     def _make_stacks(self, tables: Sequence[int]) -> None:
         """Make sure that all rows of some tables find room on their stacks."""
+        self._is_growing = True
         for table in tables:
             stack, supply = self._stacks.get(table), int(self._described[table, SUPPLY])
             if stack is None or len(stack) < supply:
@@ -234,6 +279,7 @@ class DeviceIndex:
                     grown[: len(stack)] = stack
                 self._stacks[table] = grown
         self._describe()
+        self._is_growing = False
 
     def _describe(self) -> None:
         """Tell the device where all there is of each table lies."""
@@ -246,6 +292,61 @@ class DeviceIndex:
                 described[table, column] = tensor.data_ptr()
         self._described = described
         send(described, self._tables)
+
+    # ----------------------------------------------------------------------------------------- where errors come in
+
+    @contextmanager
+    def changing(self, pool: DevicePool) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            if not self._is_captured():  # then nothing has run
+                self._torn = pool
+            raise
+
+    def _repair(self) -> None:
+        """Put right what an error has cut short; raises what the attempt does, and then tries again the next time."""
+        if self._torn is not None:
+            self._build_anew(self._torn)
+        elif self._is_growing:
+            self._finish_growth()
+
+    def _build_anew(self, pool: DevicePool) -> None:
+        """Hold the ids that the records of rows say, each in the row it had."""
+        self._torn = None
+        with self.changing(pool):
+            self._mirror = Mirror(len(self._described), self._device)
+            self._counters[:, :LOST] = 0
+            self._is_exhausted_T[:] = False
+            self._append_given()
+            supplied = np.flatnonzero(self._described[:, SUPPLY]).tolist()
+            self._make_stacks(supplied)
+            self._finish_growth()
+            for table in supplied:
+                self._insert_held(table, pool)
+
+    def _insert_held(self, table: int, pool: DevicePool) -> None:
+        """Insert the ids of a table's rows, each of which gets the row it had, since no other one waits for an id."""
+        supply, unused = int(self._described[table, SUPPLY]), list[Tensor]()
+        granules = self._granules[table][: -(-supply // GRANULE)]
+        within = torch.arange(GRANULE, device=self._device)
+        for part, numbers in enumerate(granules.split(READ_AT_ONCE)):
+            rows = (numbers[:, None] * GRANULE + within).flatten()[: supply - part * READ_AT_ONCE * GRANULE]
+            is_held = pool.meta[rows, LAST_STEP] != NOBODYS
+            held = rows[is_held]
+            self._put_on_stack(table, held)
+            one_run = torch.tensor([0, len(held)]), torch.tensor([table])
+            self.find_or_insert(pool.meta[held, ID], *one_run, pool)
+            unused.append(rows[~is_held])
+        self._put_on_stack(table, torch.cat(unused))
+
+    def _put_on_stack(self, table: int, rows: Tensor) -> None:
+        """Have these rows, and no others, wait for new ids: the first of them foremost."""
+        self._stacks[table][: len(rows)] = rows.flip(0)
+        self._counters[table, FREE] = len(rows)
+        self._counters[table, TAKEN] = int(self._described[table, SUPPLY])
+        self.follow()
+        self._take_reports(wait=True)
 
     # ------------------------------------------------------------------------------------- what the host knows
 
@@ -267,6 +368,7 @@ class DeviceIndex:
         return True
 
     def lost(self, wait: bool) -> np.ndarray:
+        self._repair()
         if wait:
             self.follow()
         self._take_reports(wait)
@@ -275,6 +377,7 @@ class DeviceIndex:
     # ------------------------------------------------------------------------------------------- that may wait for it
 
     def items(self, table: int, first_shard: int, last_shard: int) -> tuple[Tensor, Tensor]:
+        self._repair()
         parts = [used for used, _ in self._used_slots(table, first_shard, last_shard)]
         ids, rows = torch.cat(parts).unbind(1)
         mixed, shards = mix64(ids), virtual_shard(ids)
@@ -298,15 +401,21 @@ class DeviceIndex:
         return int(self._known[table, COUNT] + self._submitted[table] - self._known_submitted[table])
 
     def count(self, table: int) -> int:
+        self._repair()
         return int(self._counters[table, COUNT])
 
     def stats(self, table: int) -> dict[str, int]:
+        self._repair()
+        return self._stats(table)
+
+    def _stats(self, table: int) -> dict[str, int]:
         sizes = [len(slots) for slots, is_side in self._mirror.slots(table) if not is_side]
         counters, slots = self._counters[table].tolist(), sum(sizes)
         sizes_of_index = {"slots": slots, "segments": len(sizes), "index_bytes": slots * 16}
         return {"ids": counters[COUNT], **sizes_of_index, "erased_rows": counters[FREE]}
 
     def probe_lengths(self, table: int) -> tuple[float, int]:
+        self._repair()
         lengths = torch.cat([lengths for _, lengths in self._used_slots(table)])
         return (float(lengths.double().mean()), int(lengths.max())) if len(lengths) else (1.0, 1)
 
@@ -314,12 +423,14 @@ class DeviceIndex:
         """Segments grow before each launch, to all that it may need."""
 
     def clear(self, table: int) -> None:
+        self._repair()
+        self._is_growing = True
         self._mirror.clear(table)
         self._counters[table, [COUNT, FREE, TAKEN]] = 0
         self._take_reports(wait=True)
         self._known[table, [COUNT, FREE, TAKEN]] = 0
         self._is_exhausted_T[table] = False
-        self._note_growth()
+        self._finish_growth()
 
     # ------------------------------------------------------------------------------------------------------- copying
 
@@ -341,5 +452,7 @@ class DeviceIndex:
             tensors.clear()
             tensors |= {table: copy(tensor, self._device) for table, tensor in snapshot[name].items()}
         self._is_exhausted_T[:] = False
-        self._note_growth()
+        self._torn = None
+        self._given.clear()
+        self._finish_growth()
         self._take_reports(wait=True)

@@ -75,6 +75,14 @@ class DevicePool:
     """What ids read that get no row."""
 
 
+class NoRoomError(MemoryError):
+    """The index of a table, by its number, finds no memory to grow."""
+
+    def __init__(self, table: int, message: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
 class Inserted(NamedTuple):
     """What find_or_insert did."""
 

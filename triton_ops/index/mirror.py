@@ -37,6 +37,10 @@ class Mirror:
         self.held = lasting((0, 2), device)
         """int64 [G, 2] on the device: slots of a segment that are not empty, and how many of them are erased."""
         self._erased_G = np.zeros(0, dtype=np.int64)
+        self._behind: set[int] = set()
+        """Tables whose places the device does not know yet."""
+        self._emptied: set[int] = set()
+        """Segments of which it does not know that they hold nothing."""
         for table in range(tables):
             self._start_side(table)
         self._apply(range(tables))
@@ -131,16 +135,24 @@ class Mirror:
 
     def _apply(self, tables: Iterable[int], emptied: Iterable[int] = ()) -> None:
         """Make the moves that wait, forget what ``emptied`` segments held, and tell the device where all are now."""
+        self._behind.update(tables)
+        self._emptied.update(emptied)
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Do what `_apply` is to do, as far as it is not done: an error may have come in between."""
         count = len(self._directory.used)
         if count > len(self.held):
             grown = lasting((count, 2), self._device)
             grown[: len(self.held)] = self.held
             self.held = grown
             self._erased_G = np.concatenate([self._erased_G, np.zeros(count - len(self._erased_G), np.int64)])
-        self._segments.launch(self.held, emptied)
-        for table in tables:
+        self._segments.launch(self.held, self._emptied)
+        for table in self._behind:
             self._upload(table)
         self._survey()
+        self._behind.clear()
+        self._emptied.clear()
 
     def _upload(self, table: int) -> None:
         entries = self._directory.entries(table)
@@ -191,6 +203,8 @@ class Mirror:
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Become what a snapshot holds."""
+        self._behind.clear()
+        self._emptied.clear()
         now = self._segments.restore(snapshot["segments"])
         self._directory.restore(snapshot["directory"])
         self._side_places, self._side_segments = (array.copy() for array in snapshot["sides"])

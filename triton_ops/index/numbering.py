@@ -28,12 +28,18 @@ class Runs(NamedTuple):
 class Numbered(NamedTuple):
     """Listed ids of a call: tables in order, the ids of one in the order of the call. See kernels.py."""
 
+    records: Tensor
+    """int64 [B * BLOCK]."""
+    listed: Tensor
+    """int64 [B]: how many are listed of each block."""
     ends: Tensor
     """int64 [B]."""
     positions: Tensor
     """int64 [J]: the record of each."""
     spots: Tensor
     """int64 [J]."""
+    firsts: Tensor
+    """int32 [N]: 1 for each listed id that is the first of its equals."""
     sums: Tensor
     """int32 [N]."""
     new_rows: Tensor
@@ -72,24 +78,39 @@ def find(
     launch("find", runs.blocks, *arguments, STEPS=steps)
 
 
+def room_for(ids_N: Tensor, runs: Runs) -> Numbered:
+    """Memory for `number`, which is to ask for none between its launches."""
+    block = _kernels().BLOCK
+    size = -(-len(ids_N) // block) * block
+    records, listed, ends, positions, spots = (
+        ids_N.new_empty(count) for count in (runs.blocks * block, runs.blocks, runs.blocks, size, size)
+    )
+    firsts, sums = (torch.empty_like(ids_N, dtype=torch.int32) for _ in range(2))
+    return Numbered(records, listed, ends, positions, spots, firsts, sums, torch.empty_like(ids_N))
+
+
 def number(
-    ids_N: Tensor, rows_N: Tensor, runs: Runs, tables: Tensor, erase: int = 0, wanted_N: Tensor | None = None
-) -> Numbered:
+    ids_N: Tensor,
+    rows_N: Tensor,
+    runs: Runs,
+    tables: Tensor,
+    into: Numbered,
+    erase: int = 0,
+    wanted_N: Tensor | None = None,
+) -> None:
     """List the ids that have no row, or with ``erase`` those that do; give them slots, and count firsts of equals.
 
     Where ``wanted_N``, bool [N], is given, of those alone that are wanted.
     """
-    kernels = _kernels()
-    size = -(-len(ids_N) // kernels.BLOCK) * kernels.BLOCK
-    records, listed = ids_N.new_empty(runs.blocks * kernels.BLOCK), ids_N.new_empty(runs.blocks)
-    find(ids_N, rows_N, runs, tables, NO_ROW, HITS if erase else MISSES, records, listed, wanted_N=wanted_N)
-    ends, positions, spots = listed.cumsum(0), ids_N.new_empty(size), ids_N.new_empty(size)
+    kernels, count = _kernels(), len(ids_N)
+    find(ids_N, rows_N, runs, tables, NO_ROW, HITS if erase else MISSES, into.records, into.listed, wanted_N=wanted_N)
+    torch.cumsum(into.listed, 0, out=into.ends)
     steps = kernels.steps_for(runs.blocks, kernels.BLOCK_STEPS)
-    arguments = ids_N, runs.array, runs.number, tables, records, ends, runs.blocks, positions, spots
-    launch_for_each("claim", len(ids_N), *arguments, ERASE=erase, STEPS=steps)
-    firsts, new_rows_N = torch.empty_like(ids_N, dtype=torch.int32), torch.empty_like(ids_N)
-    launch_for_each("rank", len(ids_N), ends, runs.blocks, spots, firsts, new_rows_N, len(ids_N), ERASE=erase)
-    return Numbered(ends, positions, spots, firsts.cumsum(0, dtype=torch.int32), new_rows_N)
+    claimed = into.records, into.ends, runs.blocks, into.positions, into.spots
+    launch_for_each("claim", count, ids_N, runs.array, runs.number, tables, *claimed, ERASE=erase, STEPS=steps)
+    ranked = into.ends, runs.blocks, into.spots, into.firsts, into.new_rows
+    launch_for_each("rank", count, *ranked, count, ERASE=erase)
+    torch.cumsum(into.firsts, 0, dtype=torch.int32, out=into.sums)
 
 
 def launch_for_each(kernel: str, count: int, *arguments: Any, **constants: Any) -> None:

@@ -3,6 +3,7 @@
 N ids in a call, K runs of ids that belong to one table each, T tables, U new ids, S slots.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,17 @@ class Index:
         """
         self._check(ids_N, splits_K1, tables_K)
         return self._implementation.erase(ids_N.contiguous(), splits_K1, tables_K, pool, *wanted_N)
+
+    def changing(self, pool: Pool) -> AbstractContextManager[None]:
+        """What a caller does within belongs to an insertion or an erasure: all of it or nothing, also where it raises.
+
+        Matters on a GPU, where both are several launches: after an error between them the next call, whichever it is,
+        finds the ids whose rows' records say that they are somebody's (LAST_STEP of row_layout), and no others. So have
+        a new id's row say so last, and a row that is taken back first. The next call raises where it has no memory for
+        that, and the one behind it tries again.
+        """
+        changing = getattr(self._implementation, "changing", None)
+        return nullcontext() if changing is None else changing(pool)
 
     def items(self, table: int, first_shard: int = 0, last_shard: int = SHARDS) -> tuple[Tensor, Tensor]:
         """Ids and rows of a table in virtual shards [first_shard, last_shard), ordered by mix64(id) as unsigned."""

@@ -95,4 +95,6 @@ class Segments:
     def restore(self, snapshot: dict[int, Tensor]) -> dict[int, int]:
         """Hold copies of a snapshot's segments; where each is now, by its address there."""
         self._tensors.clear()
+        self._jobs.clear()
+        self._left.clear()
         return {old: int(self._add(copy(slots, self._device))[BEGIN]) for old, slots in snapshot.items()}

@@ -17,7 +17,7 @@ from triton_ops.index import kernels as index_kernels
 from triton_ops.index.device_layout import EMPTY, SHIFT, SLOTS, TABLE_COLUMNS
 from triton_ops.index.device_layout import PLACES as PLACES_COLUMN
 from triton_ops.index.kernels import POSITION
-from triton_ops.index.numbering import Numbered, Runs, make_runs, number
+from triton_ops.index.numbering import Numbered, Runs, make_runs, number, room_for
 from triton_ops.index.segments import send
 from triton_ops.launches import Configuration
 from triton_ops.shared.kernels import mix64
@@ -92,7 +92,8 @@ def partition_ids(
     ids_of_table = np.bincount(tables_K.numpy(), weights=splits_K1.diff().numpy(), minlength=tables).astype(np.int64)
     scratch = _scratch(ids_of_table, device)
     unique_N, inverse_N, counts_N = torch.empty_like(ids_N), torch.empty_like(ids_N), torch.zeros_like(ids_N)
-    numbered = number(ids_N, inverse_N, runs, scratch[0])
+    numbered = room_for(ids_N, runs)
+    number(ids_N, inverse_N, runs, scratch[0], numbered)
     begins_WB = _sort(ids_N, numbered, runs, owner_S.to(device), owners, unique_N)
     grid = (-(-len(ids_N) // index_kernels.BLOCK),)
     arrays = numbered.ends, numbered.positions, numbered.spots, counts_N, inverse_N
@@ -122,10 +123,10 @@ def _sort(ids_N: Tensor, numbered: Numbered, runs: Runs, owner_S: Tensor, owners
     """Write unique ids to their places; how many there are up to each owner and block, int64 [W, B]."""
     counted_WB = ids_N.new_empty((owners, runs.blocks))
     grid, counts = (runs.blocks, -(-owners // OWNERS)), (owners, runs.blocks)
-    ends, positions, spots, sums, _ = numbered
-    count[grid](ids_N, ends, positions, sums, owner_S, counted_WB, *counts, **_block(), OWNERS=OWNERS)
+    listed = numbered.ends, numbered.positions
+    count[grid](ids_N, *listed, numbered.sums, owner_S, counted_WB, *counts, **_block(), OWNERS=OWNERS)
     begins_WB = counted_WB.view(-1).cumsum(0).view_as(counted_WB)
-    arrays = ids_N, ends, positions, spots, sums, owner_S, begins_WB, unique_N
+    arrays = ids_N, *listed, numbered.spots, numbered.sums, owner_S, begins_WB, unique_N
     place[grid](*arrays, *counts, **_block(), OWNERS=OWNERS)
     return begins_WB
 

@@ -1,6 +1,11 @@
-"""Epochs that end before their last batch, and go on from a checkpoint."""
+"""Epochs that go on from a checkpoint: Lightning counts two kinds of them wrongly.
+
+One is cut off by ``max_steps``, the other follows one that was saved behind its last batch, before its end.
+"""
 
 from typing import Any
+
+from lightning.pytorch import Trainer
 
 
 def reopen_cut_epoch(checkpoint: dict[str, Any]) -> None:
@@ -19,3 +24,15 @@ def reopen_cut_epoch(checkpoint: dict[str, Any]) -> None:
         for progress in (epoch["current"], epoch["total"]):
             progress["processed"] -= 1
             progress["completed"] = min(progress["completed"], progress["processed"])
+
+
+def count_begun_epoch(trainer: Trainer) -> None:
+    """Within an epoch, count it as begun; changes nothing but in the epoch behind one that was resumed at its end.
+
+    Lightning takes that epoch for the one it has just seen to its end. What such a run saves would say of a batch in
+    the midst of the second epoch that one epoch is begun and one is done, as in one that was cut off.
+    """
+    epoch = trainer.fit_loop.epoch_progress
+    if epoch.current.started == epoch.current.processed:
+        epoch.increment_ready()
+        epoch.increment_started()

@@ -50,7 +50,7 @@ from recis_lightning.training.checkpoint import (
     set_random_state,
 )
 from recis_lightning.training.dense_shards import cut_like, shard, whole
-from recis_lightning.training.epochs import reopen_cut_epoch
+from recis_lightning.training.epochs import count_begun_epoch, reopen_cut_epoch
 from recis_lightning.training.files import remove_directory
 from recis_lightning.training.ranks import Ranks, connect, tell_started
 
@@ -294,6 +294,10 @@ class ShardedStrategy(DDPStrategy):
         if self._random_state is not None:
             set_random_state(self._random_state)
             self._random_state = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        count_begun_epoch(self._trainer)
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 

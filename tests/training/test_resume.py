@@ -94,6 +94,25 @@ def test_an_epoch_that_max_steps_cuts_off_goes_on_where_it_was_left(
         assert validated(rest.trainer) == validated(whole.trainer)
 
 
+def save_often(folder: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(folder / "often", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+
+
+@pytest.mark.trap(2)
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("step", [9, 12])
+def test_a_run_that_went_on_behind_the_last_batch_of_an_epoch_saves_what_can_be_gone_on_from(
+    step: int, tmp_path: Path
+) -> None:
+    whole = Run(tmp_path, save_often(tmp_path))
+    resumed = Run(tmp_path / "1", save_often(tmp_path / "1"), ckpt_path=str(tmp_path / "often" / "step=6.ckpt"))
+    again = Run(tmp_path / "2", ckpt_path=str(tmp_path / "1" / "often" / f"step={step}.ckpt"))
+    assert again.losses.by_batch == {batch: loss for batch, loss in whole.losses.by_batch.items() if batch >= step}
+    for run in (resumed, again):
+        assert everything(run.module) == everything(whole.module)
+        assert run.trainer.fit_loop.epoch_progress.current == whole.trainer.fit_loop.epoch_progress.current
+
+
 class InterruptInValidation(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.global_step == 3:

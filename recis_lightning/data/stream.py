@@ -6,6 +6,7 @@ decoded them: they are near still, and their memory serves for the next stripe. 
 iterator, so that an abandoned one is collected, and cancels its pipeline.
 """
 
+import atexit
 import logging
 import os
 import sys
@@ -147,6 +148,8 @@ class Pipeline:
         self._batches = Channel(prefetch, int(BATCHES * prefetch_bytes))
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="recis-read", initializer=give_way)
         self._thread = threading.Thread(target=self._run, name="recis-batch", daemon=True)
+        # A thread that is within C++ code when the interpreter has ended aborts the process.
+        atexit.register(self.close)
         self._thread.start()
 
     def take(self) -> Batch | None:
@@ -175,6 +178,7 @@ class Pipeline:
             self._batches.end(error)
         finally:
             self._end_readers(wait=True)
+            atexit.unregister(self.close)
 
     def _end_readers(self, wait: bool) -> None:
         self._readers.shutdown(wait=wait, cancel_futures=True)

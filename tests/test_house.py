@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def imports_of(source: str) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 # `from recis_lightning import data` names a package, `from recis_lightning.data import x` its content.
-                is_root = node.module == "recis_lightning" and alias.name != "__version__"
+                is_root = node.module in ("recis_lightning", "triton_ops") and alias.name != "__version__"
                 yield f"{node.module}.{alias.name}" if is_root or alias.name == "*" else str(node.module), node.lineno
 
 
@@ -127,6 +128,34 @@ def test_a_breach_of_the_layers_is_found(module, source, breach):
 )
 def test_imports_along_the_layers_are_no_breach(module, source):
     assert find_breaches(module, source) == []
+
+
+def find_circle(sources: Mapping[str, str]) -> list[str]:
+    """Parts of triton_ops, which are ops' folders and files beside them, that import each other in a circle."""
+    imported: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        part = module.split(".")[1]
+        names = (name.split(".") for name, _ in imports_of(source) if name.startswith("triton_ops."))
+        imported.setdefault(part, set()).update(name[1] for name in names if name[1] != part)
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_ops_import_each_other_in_no_circle():
+    files = {module: file for module, file in module_files().items() if module.startswith("triton_ops.")}
+    assert find_circle({module: file.read_text() for module, file in files.items()}) == []
+
+
+def test_a_circle_of_ops_is_found():
+    circle = {
+        "triton_ops.index.kernels": "from triton_ops.pack import op",
+        "triton_ops.pack.op": "import triton_ops.index",
+    }
+    assert set(find_circle(circle)) == {"index", "pack"}
+    assert find_circle({"triton_ops.index.op": "from triton_ops import pack", "triton_ops.pack": ""}) == []
 
 
 IMPORT_ALL = """

@@ -18,10 +18,10 @@ from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triton_ops.index.cpu import mix64
-from triton_ops.initialize.layout import GOLDEN
 from triton_ops.prefetch import prefetch
 from triton_ops.row_layout import ID, RECORD
+from triton_ops.shared.cpu import mix64
+from triton_ops.shared.reference import GOLDEN
 
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 

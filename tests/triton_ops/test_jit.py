@@ -7,7 +7,7 @@ import numba
 import pytest
 
 from triton_ops import jit
-from triton_ops.index import cpu
+from triton_ops.shared import cpu
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from triton_ops.index.directory import BEGIN, COUNT, DIRECTORY, HELD, LIMIT, MAS
 from triton_ops.index.layout import END, FREE, NEXT
 from triton_ops.jit import kernel
 from triton_ops.prefetch import prefetch
+from triton_ops.shared.cpu import mix64
 
 ID, ROW = 0, 1
 SLOT_BYTES = 16
@@ -34,15 +35,6 @@ SLOT_BYTES = 16
 DONE, SEGMENT_FULL, NO_ROWS = 0, 1, 2
 
 BLOCK = 64  # ids whose slots are prefetched together: enough lines in flight, few enough to stay in the first cache
-
-
-@kernel
-def mix64(id_: Any) -> Any:
-    """The finaliser of MurmurHash3 on uint64."""
-    mixed = np.uint64(id_)
-    mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return mixed ^ (mixed >> np.uint64(33))
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""The definition of the id index: 64-bit mixing in plain torch, and an index that is one Python dict a table.
+"""The definition of the id index: virtual shards, and one Python dict a table.
 
 N ids in a call, K runs of ids that belong to one table each, T tables, U new ids.
 """
@@ -11,40 +11,12 @@ import torch
 from torch import Tensor
 
 from triton_ops.index.layout import Inserted, RowPool
-
-_MULTIPLIERS = (0xFF51AFD7ED558CCD - 2**64, 0xC4CEB9FE1A85EC53 - 2**64)  # as int64, whose product wraps alike
-
-
-def mix64(ids: Tensor) -> Tensor:
-    """Spread ids over all 64 bits: mix64([0, 1]) -> [0, -5451962507482445012], as unsigned 0xb456bcfc34c2cb2c.
-
-    A bijection on 64-bit words: the finaliser of MurmurHash3 (fmix64). ``ids`` is int64 of any shape; the result holds
-    the bits of the unsigned word as int64.
-    """
-    mixed = ids
-    for multiplier in _MULTIPLIERS:
-        mixed = (mixed ^ _shift_right(mixed, 33)) * multiplier
-    return mixed ^ _shift_right(mixed, 33)
-
-
-def unmix64(mixed: Tensor) -> Tensor:
-    """The ids that mix64 mixed: unmix64(mix64(ids)) == ids. Same dtype and shape."""
-    ids = mixed ^ _shift_right(mixed, 33)  # shifting by more than 32 bits is its own inverse
-    for multiplier in reversed(_MULTIPLIERS):
-        inverse = pow(multiplier, -1, 2**64)
-        ids = ids * (inverse - 2**64 if inverse >= 2**63 else inverse)
-        ids = ids ^ _shift_right(ids, 33)
-    return ids
+from triton_ops.shared.reference import mix64, shift_right
 
 
 def virtual_shard(ids: Tensor) -> Tensor:
     """The virtual shard of each id, the top 12 bits of its mix64: virtual_shard([0, 1]) -> [0, 2885] (0xb45)."""
-    return _shift_right(mix64(ids), 52)
-
-
-def _shift_right(words: Tensor, bits: int) -> Tensor:
-    """Shift as unsigned: torch's >> copies the sign into the top bits, which are masked away."""
-    return (words >> bits) & ((1 << (64 - bits)) - 1)
+    return shift_right(mix64(ids), 52)
 
 
 class ReferenceIndex:

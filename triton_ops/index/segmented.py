@@ -13,8 +13,8 @@ from triton_ops.index import cpu
 from triton_ops.index.cpu import BEGIN, COUNT, MASK
 from triton_ops.index.directory import FIRST_SEGMENT, Directory
 from triton_ops.index.layout import NO_ROW, Inserted, RowPool
-from triton_ops.index.reference import unmix64
 from triton_ops.index.slot_heap import SlotHeap
+from triton_ops.shared.reference import unmix64
 from triton_ops.threads import limited_to, threads_for
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from triton_ops.index.cpu import mix64
-from triton_ops.initialize.layout import CONSTANT, FAR_TAIL, GOLDEN, MIDDLE, TAIL, UNIFORM
+from triton_ops.initialize.layout import CONSTANT, FAR_TAIL, MIDDLE, TAIL, UNIFORM
 from triton_ops.jit import kernel
 from triton_ops.narrow import nearest
 from triton_ops.row_layout import GRANULE, ID
+from triton_ops.shared.cpu import mix64
+from triton_ops.shared.reference import GOLDEN
 
 
 @kernel

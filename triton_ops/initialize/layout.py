@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triton_ops.index import mix64
+from triton_ops.shared.reference import mix64
 from triton_ops.transfer import to_device
 
 CONSTANT, UNIFORM, NORMAL = range(3)
-
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: steps of it spread evenly over the 64-bit words
 
 # The normal quantile as quotients of polynomials, the highest power first: M. J. Wichura, "Algorithm AS 241: The
 # Percentage Points of the Normal Distribution", Applied Statistics 37 (1988), PPND16.

@@ -6,10 +6,10 @@ R rows of a group, U new rows, D row width, W width of the optimizer's state, T 
 import torch
 from torch import Tensor
 
-from triton_ops.index import mix64
-from triton_ops.initialize.layout import CONSTANT, FAR_TAIL, GOLDEN, MIDDLE, TAIL, UNIFORM, FirstValues
+from triton_ops.initialize.layout import CONSTANT, FAR_TAIL, MIDDLE, TAIL, UNIFORM, FirstValues
 from triton_ops.places import Rows
 from triton_ops.row_layout import GRANULE, ID
+from triton_ops.shared.reference import GOLDEN, mix64
 
 
 def initialize(

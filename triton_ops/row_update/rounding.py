@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from triton_ops.index import mix64
-from triton_ops.initialize.layout import GOLDEN
+from triton_ops.shared.reference import GOLDEN, mix64
 
 
 def noise(ids_U: Tensor, keys_U: Tensor, dim: int) -> Tensor:

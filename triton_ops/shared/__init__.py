@@ -1,1 +1,1 @@
-"""What the Triton kernels of several ops share."""
+"""What several ops share: mixing of ids in plain torch, in Numba and in Triton, and parts of Triton kernels."""

@@ -1,7 +1,7 @@
 """Parts of kernels: where rows lie, random bits, arithmetic that is rounded as on the CPU, searches.
 
-None but the last is launched by itself. Random bits are those that `triton_ops.index.mix64` and
-`triton_ops.row_update.rounding` define, so that a row has the same values on every device.
+None but the last is launched by itself. Random bits are those that `triton_ops.shared.reference.mix64`
+and `triton_ops.row_update.rounding` define, so that a row has the same values on every device.
 """
 
 import functools
@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_ops.initialize import layout
 from triton_ops.launches import Configuration
 from triton_ops.places import FLAT as _FLAT
+from triton_ops.shared.reference import GOLDEN as _GOLDEN
 
 FLAT = tl.constexpr(_FLAT)
-GOLDEN = tl.constexpr(layout.GOLDEN)
+GOLDEN = tl.constexpr(_GOLDEN)
 
 DTYPES = {
     torch.float32: tl.float32,
@@ -44,7 +44,7 @@ def row_pointers(pointers, rows, DTYPE: tl.constexpr, WIDTH: tl.constexpr, SHIFT
 
 @triton.jit
 def mix64(word):
-    """`triton_ops.index.mix64` of uint64."""
+    """`triton_ops.shared.reference.mix64` of uint64."""
     word = (word ^ (word >> 33)) * 0xFF51AFD7ED558CCD
     word = (word ^ (word >> 33)) * 0xC4CEB9FE1A85EC53
     return word ^ (word >> 33)

@@ -3,8 +3,10 @@
 import importlib
 from types import ModuleType
 
+from recis_lightning.errors import UserError
 
-class MissingExtra(ImportError):
+
+class MissingExtra(UserError, ImportError):
     """A package of the extra that is not installed, and the line that installs it."""
 
 

@@ -26,6 +26,7 @@ LAYERS = {
     "recis_lightning.models": 4,
     "recis_lightning.tables": 4,
     "recis_lightning.towers": 4,
+    "recis_lightning.errors": 5.5,
     "recis_lightning.llm_extra": 5,
     "recis_lightning.paths": 5,
     "recis_lightning.ragged": 5,

@@ -30,7 +30,8 @@ from collections.abc import Sequence
 
 from recis_lightning import __version__
 from recis_lightning.cli.explain import UsageError
-from recis_lightning.schema import SchemaError, did_you_mean
+from recis_lightning.errors import UserError
+from recis_lightning.schema import did_you_mean
 
 STAGES = {
     "fit": "train the model of a recipe",
@@ -117,8 +118,6 @@ def dispatch(command: str, arguments: list[str]) -> int:
 
 
 def run_data(arguments: list[str]) -> int:
-    from recis_lightning.data.convert.feature_config import FgError
-
     parser = argparse.ArgumentParser("recis data", description="Make data, split them, and describe those there are.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module_name, function, text) in DATA_COMMANDS.items():
@@ -129,24 +128,19 @@ def run_data(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     try:
         status: int = args.run(args)
-    except (OSError, FgError) as error:
+    except OSError as error:
         raise UsageError(str(error)) from error
     return status
 
 
 def is_mistake(error: Exception) -> bool:
     """Whether an error tells the user all there is to know: what is wrong in a recipe, in data, or in a checkpoint."""
-    if isinstance(error, SchemaError | UsageError):
+    if isinstance(error, UserError):
         return True
     # Only what has been imported can have been raised.
     named = [
-        ("recis_lightning.data.errors", "DataError"),
-        ("recis_lightning.llm_extra", "MissingExtra"),
-        ("recis_lightning.models.inputs", "ModelError"),
         ("recis_lightning.tables.rows", "TableFullError"),
-        ("recis_lightning.towers.errors", "TowerError"),
         ("recis_lightning.tables.row_files", "TableFileError"),
-        ("recis_lightning.training.files", "CheckpointError"),
         ("lightning.fabric.utilities.exceptions", "MisconfigurationException"),
     ]
     kinds = [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]

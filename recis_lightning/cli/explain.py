@@ -11,6 +11,8 @@ import pkgutil
 import re
 from collections.abc import Iterable, Sequence
 
+from recis_lightning.errors import UserError
+
 # Where the classes live that a recipe may name without their module.
 CLASSES = {
     "network": "recis_lightning.models",
@@ -23,7 +25,7 @@ CLASSES = {
 }
 
 
-class UsageError(Exception):
+class UsageError(UserError):
     """A mistake in a recipe or on the command line, told in a few lines."""
 
 

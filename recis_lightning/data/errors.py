@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from recis_lightning.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """What was found in the data, where, what was expected, and what to do; one problem to a line."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from recis_lightning.errors import UserError
 from recis_lightning.ragged import Ragged, stack_features
 from recis_lightning.schema import Schema
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A schema that a model can't be built on: what it declares, what the model needs, what to do."""
 
 

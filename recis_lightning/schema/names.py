@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from recis_lightning.errors import UserError
 
-class SchemaError(ValueError):
+
+class SchemaError(UserError, ValueError):
     """Every mistake found in a schema, one to a line."""
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
-"""The error of towers: one class, so that the command line can tell it in a line."""
+"""The error of towers."""
+
+from recis_lightning.errors import UserError
 
 
-class TowerError(ValueError):
+class TowerError(UserError, ValueError):
     """A tower that cannot be made as it is declared, or cannot take what a batch holds: which, why, what to do."""

@@ -30,6 +30,8 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from recis_lightning.errors import UserError
+
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "recis-lightning checkpoint", 1
 ASIDE, REPLACED = ".tmp", ".old"  # what a directory is called before it is committed, and once it has been replaced
@@ -53,7 +55,7 @@ Files = dict[str, dict[str, Any]]
 """By name in the directory: bytes, checksum, and rows where there are any."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used: which, why, and what to do."""
 
 

@@ -3,8 +3,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException as Misconfiguration
 
 from recis_lightning import __version__, cli
+from recis_lightning.errors import UserError
+from recis_lightning.tables.rows import TableFullError
 from recis_lightning.training.files import CheckpointError
 
 
@@ -56,6 +59,11 @@ def test_mistakes_end_in_lines_and_others_in_a_traceback(
     monkeypatch.setenv("RECIS_TRACEBACK", "1")
     with pytest.raises(CheckpointError):
         cli.main(["fit"])
+    monkeypatch.delenv("RECIS_TRACEBACK")
+    for mistake in (UserError("no such thing"), TableFullError("no such thing"), Misconfiguration("no such thing")):
+        fail(mistake)
+        assert cli.main(["fit"]) == 2
+        assert capsys.readouterr().err == "recis: no such thing\n"
     fail(ValueError("in the user's network"))
     with pytest.raises(ValueError, match="in the user's network"):
         cli.main(["fit"])

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from recis_lightning.errors import UserError
 from recis_lightning.schema import TRANSFORMS, Schema
 
 HASHES = {"farmhash": "farm", "murmur": "murmur"}
@@ -56,7 +57,7 @@ class Converted:
     notes: list[str] = field(default_factory=list)
 
 
-class FgError(ValueError):
+class FgError(UserError, ValueError):
     """The configuration can't be read; says which feature and key."""
 
 

@@ -23,15 +23,9 @@ import recis_lightning.models  # noqa: F401  so that recipes may say class_path:
 from recis_lightning.cli.explain import UsageError, explain, told_by_class
 from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.training import PredictionWriter, RecModule
-from recis_lightning.training.callbacks import (
-    RunProgressBar,
-    RunRecord,
-    keep_aside,
-    read_text,
-    run_directory,
-    write_text,
-)
 from recis_lightning.training.files import DirectoryReader
+from recis_lightning.training.progress import RunProgressBar
+from recis_lightning.training.run_record import RunRecord, keep_aside, read_text, run_directory, write_text
 
 TRAINER_DEFAULTS = {"strategy": "recis_sharded", "accelerator": "cpu", "devices": 1}
 

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from recis_lightning.training.callbacks import run_directory, write_text
+from recis_lightning.training.run_record import run_directory, write_text
 
 _ABOUT = ("epoch", "train_day", "validation_day", "step")
 

@@ -27,20 +27,13 @@ from recis_lightning.ragged import Batch, Ragged
 from recis_lightning.schema import Schema, Task, did_you_mean, find_changed_hashes, find_changed_transforms
 from recis_lightning.tables import DynamicTable
 from recis_lightning.towers.collection import TowerCollection
-from recis_lightning.training.callbacks import (
-    CommitLoader,
-    EvictIds,
-    RunRecord,
-    SaveOnInterrupt,
-    TableStatistics,
-    Throughput,
-    is_logged,
-)
+from recis_lightning.training.callbacks import CommitLoader, EvictIds, TableStatistics, is_logged
 from recis_lightning.training.checkpoint import READER, load_checkpoint, load_dense, load_tables
 from recis_lightning.training.compiled import Compiled, CompiledFeatures
 from recis_lightning.training.day_table import DayTable
 from recis_lightning.training.factories import describe, restore
 from recis_lightning.training.files import CheckpointError
+from recis_lightning.training.interrupt import SaveOnInterrupt
 from recis_lightning.training.objectives import (
     TargetChecks,
     TaskMetrics,
@@ -51,6 +44,8 @@ from recis_lightning.training.objectives import (
     scores_of,
     targets_of,
 )
+from recis_lightning.training.progress import Throughput
+from recis_lightning.training.run_record import RunRecord
 from recis_lightning.training.schedules import DeclaredSchedules
 from recis_lightning.training.sources import SourceMetrics, losses_by_source
 from recis_lightning.training.strategy import ShardedStrategy

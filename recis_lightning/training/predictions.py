@@ -14,7 +14,7 @@ from pyarrow import orc
 from torch import Tensor
 
 from recis_lightning.ragged import Batch
-from recis_lightning.training.callbacks import run_directory
+from recis_lightning.training.run_record import run_directory
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from recis_lightning.data.datamodule import OrcDataModule
 from recis_lightning.data.synthetic.schema import synthesize
 from recis_lightning.schema import Schema
 from recis_lightning.training import RecModule, ShardedStrategy
-from recis_lightning.training.callbacks import RunInterrupted
 from recis_lightning.training.checkpoint import load_checkpoint
 from recis_lightning.training.dense_shards import whole
+from recis_lightning.training.interrupt import RunInterrupted
 from tests.ranks import run_trainers
 from tests.training.helpers import Losses, OnRank, SmallNet, make_schema, make_trainer
 

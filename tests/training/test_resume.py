@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from recis_lightning.training import RecModule
-from recis_lightning.training.callbacks import RunInterrupted
+from recis_lightning.training.interrupt import RunInterrupted
 from tests.training.helpers import (
     InterruptAt,
     Losses,
@@ -128,37 +128,6 @@ def test_an_interrupt_in_validation_saves_behind_it(tmp_path: Path) -> None:
     resumed = Run(tmp_path, ckpt_path=stopped.interrupted, val_check_interval=3)
     assert stopped.losses.by_batch | resumed.losses.by_batch == whole.losses.by_batch
     assert everything(resumed.module) == everything(whole.module)
-
-
-def test_the_second_interrupt_aborts_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        Run(tmp_path, InterruptAt(3), InterruptAt(3))
-    assert isinstance(stop.value.__context__, KeyboardInterrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores the signal from then on
-    assert not (tmp_path / "interrupted.ckpt").exists()
-    assert "Ctrl-C again to abort at once" in capfd.readouterr().err
-
-
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RunInterrupted) as stop:
-        make_trainer(tmp_path, InterruptAt(3)).fit(make_module(), MemoryLoader(BATCHES))
-    path = tmp_path / "interrupted.ckpt"
-    assert (stop.value.code, stop.value.path) == (130, str(path))
-    assert f"recis: stopped after step 4; go on with --ckpt_path {path}" in capfd.readouterr().err
-
-
-def test_interrupts_are_handled_as_before_once_the_fit_is_over(tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    Run(tmp_path)
-    assert signal.getsignal(signal.SIGINT) is handler
-
-    class Fail(Callback):
-        def on_train_batch_end(self, *_: Any) -> None:
-            raise RuntimeError("as it happens")
-
-    with pytest.raises(RuntimeError, match="as it happens"):
-        Run(tmp_path, Fail())
-    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_every_saved_checkpoint_resumes_exactly(tmp_path: Path) -> None:

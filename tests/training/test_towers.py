@@ -17,7 +17,7 @@ from recis_lightning.schema import Schema
 from recis_lightning.schema.schedules import Schedule
 from recis_lightning.towers.backbone import load_backbone
 from recis_lightning.training import RecModule
-from recis_lightning.training.callbacks import RunInterrupted
+from recis_lightning.training.interrupt import RunInterrupted
 from recis_lightning.training.schedules import DeclaredSchedules
 from tests.towers.tiny import BERT
 from tests.training.helpers import (

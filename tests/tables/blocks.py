@@ -1,7 +1,8 @@
 """What runs the ops of a test on tables: references, Numba, references over rows in blocks, or Triton over these.
 
-In a folder whose conftest.py takes the fixture `implementation`, tests run on all it names. Triton's kernels are run by
-Python there, some milliseconds a launch: tests that are marked `interpreted` run on them too, all others with --full.
+In a folder whose conftest.py takes the fixture `implementation`, tests run on all it names. Without a GPU Python runs
+Triton's kernels there, some milliseconds a launch: tests that are marked `interpreted` run on them too, all others with
+--full. With a GPU those that are marked run on it.
 """
 
 import functools
@@ -17,6 +18,7 @@ from tests.interpreter import import_interpreted
 
 ON_ALL = ["reference", "cpu", "blocks"]
 TRITON = "triton"
+HAS_GPU = torch.cuda.device_count() > 0  # which, unlike is_available, leaves CUDA alone
 Check = Callable[..., None]
 Size = TypeVar("Size")
 IDS_A_PROGRAM = 256  # for a program takes as long for 64
@@ -36,11 +38,20 @@ def choose_implementation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_OPS", "reference" if name == "blocks" else name)
 
 
+def choose_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ops by Triton on this machine's GPU, over rows that lie in blocks of 128."""
+    from recis_lightning.tables import places
+
+    pytest.importorskip("triton")
+    monkeypatch.setattr(places, "BLOCK_ROWS", 128)
+    monkeypatch.setenv("TRITON_OPS", TRITON)
+
+
 @functools.cache
 def interpreted_index() -> Any:
     """The kernels of the index, which Python runs; skips a test where they are compiled or not there."""
     pytest.importorskip("triton")
-    if torch.cuda.is_available():
+    if HAS_GPU:
         pytest.skip("kernels are compiled for the GPU of this machine, for which others of these tests are")
     import_interpreted()
     from triton_ops.index import kernels
@@ -60,13 +71,21 @@ def parametrize(metafunc: pytest.Metafunc, names: Sequence[str]) -> None:
 @pytest.fixture(autouse=True)
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What runs the ops of this test; a conftest.py that imports it gives it to all tests of its folder."""
-    choose_implementation(request.param, monkeypatch)
+    if request.param == TRITON and HAS_GPU and request.node.get_closest_marker("interpreted"):
+        choose_gpu(monkeypatch)
+    else:
+        choose_implementation(request.param, monkeypatch)
     return request.param
+
+
+def device() -> torch.device:
+    """Where the tables of a test that is marked `interpreted` lie: on the GPU for Triton, if there is one."""
+    return torch.device("cuda" if HAS_GPU and os.environ.get("TRITON_OPS") == TRITON else "cpu")
 
 
 def sized(usual: Size, interpreted: Size) -> Size:
     """What size something is to be: smaller, or less often, where Python runs the kernels."""
-    return interpreted if os.environ.get("TRITON_OPS") == TRITON else usual
+    return interpreted if os.environ.get("TRITON_OPS") == TRITON and not HAS_GPU else usual
 
 
 @pytest.fixture

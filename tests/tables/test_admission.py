@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recis_lightning.schema import Table, Uniform
 from recis_lightning.schema.policies import Admission, Always, Bloom, Counter, Probability, ReadOnly
 from recis_lightning.tables import TableFullError, TableGroup
-from tests.tables.blocks import Check, choose_implementation
+from tests.tables.blocks import Check, choose_implementation, device
 
 INT64 = torch.iinfo(torch.int64)
 
@@ -19,14 +19,14 @@ def make_group(*admissions: Admission, seed: int = 0, max_rows: int = 1 << 14) -
         Table(name=f"t{number}", dim=2, initializer=Uniform(low=1.0, high=2.0), admission=admission)
         for number, admission in enumerate(admissions)
     ]
-    return TableGroup(tables, seed=seed, max_rows=max_rows)
+    return TableGroup(tables, seed=seed, max_rows=max_rows, device=device())
 
 
 def look_up(group: TableGroup, *runs: list[int], insert: bool = True) -> list[list[bool]]:
     """Look up a list of ids in each table, and say of each id whether it has a row."""
     sizes = torch.tensor([0, *(len(run) for run in runs)])
     ids = torch.tensor([id_ for run in runs for id_ in run], dtype=torch.int64)
-    rows = group.lookup(ids, sizes.cumsum(0), torch.arange(len(runs)), insert)
+    rows = group.lookup(ids.to(group.device), sizes.cumsum(0), torch.arange(len(runs)), insert)
     known = (rows != group.default_row).split(sizes[1:].tolist())
     return [part.tolist() for part in known]
 

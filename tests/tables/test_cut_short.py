@@ -1,12 +1,13 @@
 """Errors between the launches and operations of one call: the call fails, and the tables go on.
 
-Each call is made again and again, and cut short a little later each time: by memory that runs out, before or behind a
-launch, or by Ctrl-C. After each time all ids that were there before have what they had, new ones are not there or have
-their first values, and the call made once more does what it should have done.
+Each call is made again and again, and cut short a little later each time, with --full by one step: by memory that runs
+out, before or behind a launch, or by Ctrl-C. After each time all ids that were there before have what they had, new
+ones are not there or have their first values, and the call made once more does what it should have done.
 """
 
 import copy
-import itertools
+import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from recis_lightning.schema import RowwiseAdagrad, Table, Uniform
 from recis_lightning.schema.policies import Counter, Lru
 from recis_lightning.tables import TableFullError, TableGroup
+from tests.tables.blocks import sized
 from triton_ops.row_layout import GRANULE, LAST_STEP
 
 ON_DEVICES = pytest.mark.parametrize("implementation", ["blocks", "triton"], indirect=True)
@@ -60,8 +62,9 @@ def cut_short(last: int, error: BaseException) -> Iterator[_Steps]:
             yield steps
 
 
-def make_group() -> TableGroup:
-    """A table of many ids, some of them erased, one of few, and one that counts before it admits."""
+@functools.cache
+def make_group(implementation: str) -> TableGroup:
+    """To be copied: a table of many ids, some of them erased, one of few, and one that counts before it admits."""
     like: dict[str, Any] = {"dim": 2, "initializer": Uniform(low=1.0, high=2.0), "optimizer": RowwiseAdagrad()}
     tables = [
         Table(name="large", capacity=150, eviction=(Lru(),), **like),
@@ -139,19 +142,19 @@ EXPECTED = torch.OutOfMemoryError, MemoryError, KeyboardInterrupt, TableFullErro
 ERRORS = [torch.OutOfMemoryError("injected"), KeyboardInterrupt("injected")]
 
 
-@pytest.mark.interpreted
 @ON_DEVICES
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_a_call_that_is_cut_short_anywhere_leaves_tables_that_go_on(
     call: Call, implementation: str, request: pytest.FixtureRequest
 ) -> None:
     pytest.importorskip("triton")
-    stride = 1 if request.config.getoption("--full") else 9
-    group = make_group()
+    group = make_group(implementation)
     before, finished = held(group), copy.deepcopy(group)
-    call(finished)
-    after = held(finished)
-    for last in itertools.count(1, stride):
+    with cut_short(0, MemoryError()) as steps:  # nowhere
+        call(finished)
+    after, count_of_steps = held(finished), -steps.left
+    stride = 1 if request.config.getoption("--full") else math.ceil(count_of_steps / sized(12, 4))
+    for last in range(1, count_of_steps + 1, stride):
         subject, error = copy.deepcopy(group), ERRORS[last % 2]
         with suppress(*EXPECTED), cut_short(last, error) as steps:
             call(subject)
@@ -159,9 +162,7 @@ def test_a_call_that_is_cut_short_anywhere_leaves_tables_that_go_on(
             for id_, row in now.items():
                 assert row in (was.get(id_), will_be.get(id_)), f"id {id_}, cut short at {last} of {call.__name__}"
             assert was.keys() & will_be.keys() <= now.keys(), f"cut short at {last} of {call.__name__}"
-        if steps.left > 0:
-            break  # it came to its end
+        assert steps.left <= 0, "it came to its end"
         call(subject)
         if call is not count:  # which may have counted before it was cut short
             assert [each.keys() for each in held(subject)] == [each.keys() for each in after]
-    assert last > 9

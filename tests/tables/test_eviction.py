@@ -10,7 +10,7 @@ from recis_lightning.schema import Constant, Sgd, Table
 from recis_lightning.schema.policies import Admission, Age, Always, Counter, Eviction, L2Norm, Lfu, Lru, Score, Ttl
 from recis_lightning.tables import PendingGrad, TableFullError, TableGroup, TableSlice, eviction
 from recis_lightning.tables.group import LENT_ROWS
-from tests.tables.blocks import Check, choose_implementation, sized
+from tests.tables.blocks import Check, choose_implementation, device, sized
 from triton_ops.row_layout import COUNT, LAST_STEP
 
 INT64 = torch.iinfo(torch.int64)
@@ -29,13 +29,14 @@ def make_group(
         admission=admission,
         eviction=policies,
     )
-    return TableGroup([table], max_rows=max_rows)
+    return TableGroup([table], max_rows=max_rows, device=device())
 
 
 def train(group: TableGroup, ids: list[int], now: float | None = None) -> dict[str, int]:
     """A step that looks these ids up, and the evictions behind it."""
     group.begin_step()
-    rows = group.lookup(torch.tensor(ids, dtype=torch.int64), torch.tensor([0, len(ids)]), torch.tensor([0]), True)
+    ids_N = torch.tensor(ids, dtype=torch.int64, device=group.device)
+    rows = group.lookup(ids_N, torch.tensor([0, len(ids)]), torch.tensor([0]), True)
     group.unique_rows(rows, record=True)
     group[0].step += 1
     return group.evict(now)

@@ -15,7 +15,7 @@ from torch import Tensor
 from recis_lightning.schema import RowwiseAdagrad, Table, Uniform
 from recis_lightning.schema.policies import Age, Lfu
 from recis_lightning.tables import TableGroup, export_table, import_table
-from tests.tables.blocks import Check, sized
+from tests.tables.blocks import Check, device, sized
 from tests.triton_ops.test_index import EXTREMES, LAST_BUCKETS, SAME_BUCKET, SAME_SHARD
 from triton_ops.index import directory
 from triton_ops.row_layout import COUNT, LAST_STEP
@@ -40,7 +40,7 @@ def make_group() -> TableGroup:
         Table(name=f"t{n}", dim=2, initializer=Uniform(), optimizer=RowwiseAdagrad(), **options.get(n, {}))
         for n in range(TABLES)
     ]
-    return TableGroup(tables, max_rows=1 << 16)
+    return TableGroup(tables, max_rows=1 << 16, device=device())
 
 
 @st.composite
@@ -99,6 +99,7 @@ def as_runs(parts: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
 
 def run(group: TableGroup, model: Model, action: str, parts: list[tuple[int, Tensor]], file: Path) -> TableGroup:
     ids, splits, tables = as_runs(parts)
+    ids = ids.to(group.device)
     if action == "train":
         rows = group.lookup(ids, splits, tables, insert=True)
         group.unique_rows(rows, record=True)
@@ -121,7 +122,7 @@ def run(group: TableGroup, model: Model, action: str, parts: list[tuple[int, Ten
         table = group[parts[0][0]]
         step = table.step
         written = export_table(table, file)
-        group.erase(table.export().ids, torch.tensor([0, len(table)]), torch.tensor([table.number]))
+        group.erase(table.export().ids.to(group.device), torch.tensor([0, len(table)]), torch.tensor([table.number]))
         assert import_table(table, file) == written.rows == len(model.rows[table.number])
         assert table.step == step
     else:

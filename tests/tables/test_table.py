@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recis_lightning.schema import Adam, AdamW, RowwiseAdagrad, Sgd, SparseOptimizer, Table, Uniform
 from recis_lightning.schema.policies import Lru
 from recis_lightning.tables import DynamicTable, TableFullError, TableGroup, TableSlice, build_groups, virtual_shard
-from tests.tables.blocks import Check
+from tests.tables.blocks import Check, device
 from triton_ops.index import mix64
 from triton_ops.row_layout import COUNT, LAST_STEP
 
@@ -20,7 +20,7 @@ OPTIMIZERS: list[SparseOptimizer] = [Sgd(), RowwiseAdagrad(), AdamW()]
 
 def make_table(optimizer: SparseOptimizer, name: str = "user", dim: int = 3) -> DynamicTable:
     declaration = Table(name=name, dim=dim, initializer=Uniform(low=-1.0, high=1.0), optimizer=optimizer)
-    return build_groups([declaration], max_rows=1 << 14)[0][0]
+    return build_groups([declaration], max_rows=1 << 14, device=device())[0][0]
 
 
 def train(table: DynamicTable, ids: torch.Tensor, step: int) -> None:

@@ -32,7 +32,7 @@ def count_begun_epoch(trainer: Trainer) -> None:
     Lightning takes that epoch for the one it has just seen to its end. What such a run saves would say of a batch in
     the midst of the second epoch that one epoch is begun and one is done, as in one that was cut off.
     """
-    epoch = trainer.fit_loop.epoch_progress
+    epoch: Any = trainer.fit_loop.epoch_progress
     if epoch.current.started == epoch.current.processed:
         epoch.increment_ready()
         epoch.increment_started()

@@ -10,6 +10,8 @@ from recis_lightning.errors import UserError
 from recis_lightning.llm_extra import MissingExtra
 from recis_lightning.models.inputs import ModelError
 from recis_lightning.schema import SchemaError
+from recis_lightning.tables.row_files import TableFileError
+from recis_lightning.tables.rows import TableFullError
 from recis_lightning.towers.errors import TowerError
 from recis_lightning.training.files import CheckpointError
 
@@ -24,6 +26,8 @@ from recis_lightning.training.files import CheckpointError
         (MissingExtra, ImportError),
         (ModelError, ValueError),
         (SchemaError, ValueError),
+        (TableFileError, ValueError),
+        (TableFullError, RuntimeError),
         (TowerError, ValueError),
         (UsageError, Exception),
     ],

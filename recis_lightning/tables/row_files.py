@@ -33,6 +33,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from recis_lightning.errors import UserError
 from recis_lightning.schema import did_you_mean
 from triton_ops.index import virtual_shard
 
@@ -50,7 +51,7 @@ SAFETENSORS_DTYPES = {
 _NAMES_OF_DTYPES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
-class TableFileError(ValueError):
+class TableFileError(UserError, ValueError):
     """A file of rows that cannot be read, or that does not fit a table: which, why, and what to do."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recis_lightning.errors import UserError
 from recis_lightning.tables.memory import reserve
 from recis_lightning.tables.places import FILLED_AHEAD, MOST_ROWS, NoMemory, find_place, lies_on_device
 from triton_ops.blocks import Blocks
@@ -26,7 +27,7 @@ DEFAULT_ROW = 0
 LARGEST_BLOCK = 1 << 12  # rows; small next to what grows at once, so that tables fill huge pages together
 
 
-class TableFullError(RuntimeError):
+class TableFullError(UserError, RuntimeError):
     """A new id found no row, since its table is at its capacity or all reserved rows are taken."""
 
 

@@ -2,17 +2,20 @@
 
     python -m tests.chaos --seed 7         # make chaos SEED=7
 
-Ends with status 0 where both have the same losses, batch by batch and rank by rank, and the same sha256 of every
-table, ids, rows and optimizer state. What is killed when is drawn from the seed; the clock does the rest.
+One start in four is a user's, `recis fit`, which imports everything in one process, then in the other; the rest are
+forked from a process that has, in a tenth of the time. Ends with status 0 where both fits have the same losses, batch
+by batch and rank by rank, and the same sha256 of every table, ids, rows and optimizer state. What is killed when is
+drawn from the seed; the clock does the rest.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos.fits import Fit, launch, make_data, write_recipe
+from tests.chaos.fits import Fit, fork, launch, make_data, write_recipe
 from tests.chaos.kills import Kill, compare, kill_often, let_end, summary
 
 
@@ -21,7 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--saves", type=int, default=5, help="how many of the kills must cut off a save")
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=160)
     args = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
@@ -35,7 +38,8 @@ def main() -> int:
             print(f"{time.monotonic() - started:5.0f} s  {kill}", flush=True)
 
         aims = {"kills": args.kills, "saves": args.saves, "seed": args.seed}
-        kills = kill_often(lambda: Fit(wild, launch), args.steps, **aims, on_kill=tell)
+        ways = itertools.cycle((launch, fork, fork, fork))
+        kills = kill_often(lambda: Fit(wild, next(ways)), args.steps, **aims, on_kill=tell)
         print(f"\n{summary(kills)}; {time.monotonic() - started:.0f} s")
         differences = compare(calm.parent, wild.parent)
     print(

@@ -165,15 +165,30 @@ def _arguments(recipe: Path) -> list[str]:
     return ["fit", "--config", str(recipe), "--ckpt_path", "last"]
 
 
+SECONDS_TO_START: dict[Callable[[Path, Path], Started], float] = {launch: 6.0, launch_again: 6.0, fork: 1.0}
+"""How long each way takes until the first batch, about."""
+
+
 class Fit:
     """A running fit, and all of its processes."""
 
     def __init__(self, recipe: Path, start: Callable[[Path, Path], Started]) -> None:
         self.folder = recipe.parent
+        self.start = start
+        self._logged = self._log_bytes()
         for old in self.folder.glob("process-*"):
             old.unlink()
         self._errors = self.folder / "stderr.txt"
         self._started = start(recipe, self._errors)
+
+    def _log_bytes(self) -> int:
+        log = self.folder / "losses-0"
+        return log.stat().st_size if log.exists() else 0
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether it has done a batch: what those before it had done may be more than it begins with."""
+        return self._log_bytes() > self._logged
 
     def kill(self, rank: int | None) -> None:
         """kill -9 of one rank, or of all at once."""
@@ -185,7 +200,10 @@ class Fit:
     def _kill_all(self) -> None:
         for process in self._started:
             assert process.pid is not None
-            os.killpg(process.pid, signal.SIGKILL)
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it was forked, and has yet to make a group of its own
+                os.kill(process.pid, signal.SIGKILL)
 
     def wait(self, seconds: float) -> list[int | None]:
         """Wait until no process is left; the status of those that were started here.

@@ -16,11 +16,10 @@ from typing import Literal
 import pytest
 
 from recis_lightning.training.files import ASIDE, MANIFEST, CheckpointError, DirectoryReader
-from tests.chaos.fits import EVERY, PATIENCE, RANKS, Fit, batches_done, digests_of, losses_of
+from tests.chaos.fits import EVERY, PATIENCE, RANKS, SECONDS_TO_START, Fit, batches_done, digests_of, losses_of
 
 Moment = Literal["starting", "training", "saving"]
 MOMENTS: tuple[Moment, ...] = ("starting", "training", "training", "saving", "saving")
-START = 6.0  # seconds in which a fit that is starting is killed
 SAVE = 0.03  # about what a save takes
 GIVE_UP = 120.0
 
@@ -75,9 +74,9 @@ def let_end(fit: Fit) -> None:
 def _kill(fit: Fit, moment: Moment, rank: int | None, batch: int, draw: random.Random) -> Kill:
     before = _begun(fit.folder)
     if moment == "starting":
-        time.sleep(draw.uniform(0.0, START))
+        time.sleep(draw.uniform(0.0, SECONDS_TO_START[fit.start]))
     else:
-        _wait_for(fit, lambda: batches_done(fit.folder) > batch)
+        _wait_for(fit, lambda: fit.has_trained and batches_done(fit.folder) > batch)
         if moment == "saving":
             _wait_for(fit, lambda: _begun(fit.folder) - before)
         time.sleep(draw.uniform(0.0, SAVE))

@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/python recipes/demo.py
 
 test: install
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-full:
 	$(MAKE) test PYTEST_ARGS="--full $(PYTEST_ARGS)"

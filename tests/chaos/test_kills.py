@@ -27,7 +27,9 @@ def test_a_fit_that_is_killed_at_any_moment_ends_as_one_that_nobody_disturbed(ca
     assert compare(calm, tmp_path) == []
 
 
-def test_torchrun_starts_ranks_again_and_they_go_on(calm: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_ranks_again_and_they_go_on(calm: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("full"):
+        pytest.skip("torchrun starts four processes that import everything: --full")
     kill = {"class_path": "tests.chaos.fits.KillOnce", "init_args": {"batch": 23}}
     fit = Fit(write_recipe(tmp_path, calm.parent / "data", kill), launch_again)
     let_end(fit)

@@ -30,7 +30,7 @@ def start_another(here: Connection) -> None:
         environment = LightningEnvironment()
         environment.set_world_size(2)
         environment.set_global_rank(1)
-        connect(environment, "gloo", None)
+        connect(environment, "gloo", None, torch.device("cpu"))
         os._exit(0)
     here.send(child)
     time.sleep(SECONDS)

@@ -311,7 +311,7 @@ def test_any_sequence_of_calls_agrees_with_a_dict_and_with_the_reference(sequenc
     agree(sequence, random, "cpu", apart=False)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.lists(steps, min_size=3, max_size=6), st.randoms(use_true_random=False))
 def test_any_sequence_of_kernels_agrees_with_a_dict_and_with_the_reference(sequence, random) -> None:  # type: ignore[no-untyped-def]
     with pytest.MonkeyPatch.context() as patch:

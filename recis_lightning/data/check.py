@@ -9,7 +9,7 @@ from recis_lightning.data.files.manifest import Manifest, OrcFile
 from recis_lightning.data.sources import KEY, VALUE, file_column, follow_type
 from recis_lightning.schema import Column, did_you_mean
 
-_TYPES: dict[str, pa.DataType] = {
+ARROW_TYPES: dict[str, pa.DataType] = {
     "bool": pa.bool_(),
     "int8": pa.int8(),
     "int16": pa.int16(),
@@ -20,7 +20,7 @@ _TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
     "binary": pa.binary(),
 }
-_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+_NAMES = {dtype: name for name, dtype in ARROW_TYPES.items()}
 
 
 def find_mismatches(manifest: Manifest, columns: Sequence[Column]) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _type_name(dtype: pa.DataType) -> str | None:
 def stored_type(column: Column) -> pa.DataType:
     """The type to write a column as, for files that fit its declaration."""
     kinds = {"timestamp": pa.timestamp("ns"), "decimal": pa.decimal128(18, 6)}
-    dtype = kinds.get(column.dtype) or _TYPES[column.dtype]
+    dtype = kinds.get(column.dtype) or ARROW_TYPES[column.dtype]
     for _ in range(_stored_levels(column)):
         dtype = pa.list_(dtype)
     return dtype

@@ -43,10 +43,11 @@ from triton_ops.index.device_layout import (
 from triton_ops.index.layout import SHARDS, DevicePool, Inserted, NoRoomError
 from triton_ops.index.mirror import Mirror
 from triton_ops.index.numbering import Numbered, Runs, find, launch_for_each, make_runs, number, room_for
-from triton_ops.index.reference import mix64, virtual_shard
+from triton_ops.index.reference import virtual_shard
 from triton_ops.index.segments import copy, lasting, send
 from triton_ops.places import place_of
 from triton_ops.row_layout import GRANULE, ID, LAST_STEP, NOBODYS
+from triton_ops.shared.reference import mix64
 from triton_ops.transfer import Arriving
 
 MOST_REPORTS = 8  # on their way; later ones tell all that earlier ones do

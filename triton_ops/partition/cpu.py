@@ -6,9 +6,10 @@ import numpy as np
 
 from triton_ops.jit import kernel
 from triton_ops.shared.cpu import mix64
+from triton_ops.shared.reference import GOLDEN
 
 SHARD_SHIFT = 52  # the virtual shard of a mixed id is its top 12 bits
-TABLE_MIX = 0x9E3779B97F4A7C15  # an id is another key in another table
+TABLE_MIX = GOLDEN  # an id is another key in another table
 
 
 @kernel

@@ -13,12 +13,12 @@ import numpy as np
 
 from triton_ops.columns import float32_at, int32_at, int64_at
 from triton_ops.jit import kernel
+from triton_ops.shared.reference import GOLDEN
 from triton_ops.transform.cpu import inlined, murmur_end, murmur_step
 from triton_ops.transform.reference import MURMUR_M
 
 U = np.uint64
 FEW = 24  # values of a row: up to so many it is faster to compare with all than to hash
-GOLDEN = U(0x9E3779B97F4A7C15)
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -69,7 +69,7 @@ def _longest(offsets: Any) -> Any:
 @numba.njit
 def _find(values: Any, kept: Any, slots: Any, mask: Any, value: Any) -> Any:
     """The slot that holds the place of a value among values[:kept], or the empty slot where it belongs."""
-    at = np.int64(U(value) * GOLDEN >> U(32)) & mask
+    at = np.int64(U(value) * U(GOLDEN) >> U(32)) & mask
     while slots[at] >= 0 and values[slots[at]] != value:
         at = (at + 1) & mask
     return at

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from recis_lightning.data.check import ARROW_TYPES
 from recis_lightning.data.errors import DataError
 from recis_lightning.data.files.orc_writer import PartWriter
 from recis_lightning.data.sources import UNIT_NS
@@ -36,19 +37,7 @@ LARGEST = {"int8": 100, "bool": 1}  # the wider types hold all that is drawn
 MISSING = 0.1  # of the values that may be missing
 TOKENS = 100  # ids of a token-id column, where the schema does not tell its model's vocabulary
 LONGEST = 8  # list
-ARROW_TYPES = {
-    "int8": pa.int8(),
-    "int16": pa.int16(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-    "bool": pa.bool_(),
-    "string": pa.string(),
-    "binary": pa.binary(),
-    "timestamp": pa.timestamp("ns"),
-    "decimal": pa.decimal128(18, 2),
-}
+WRITTEN_AS = ARROW_TYPES | {"timestamp": pa.timestamp("ns"), "decimal": pa.decimal128(18, 2)}
 
 
 def synthesize(
@@ -185,7 +174,7 @@ def _may_miss(schema: Schema, column: Column) -> bool:
 
 def _arrange(column: Column, rows: _Rows, values_N: Values) -> pa.Array:
     """Lay values out as the file has them."""
-    values = pa.array(values_N, ARROW_TYPES[column.dtype])
+    values = pa.array(values_N, WRITTEN_AS[column.dtype])
     if column.layout == "scalar":
         position_B = np.minimum(rows.offsets_B1[:-1], max(0, len(values_N) - 1))
         return values.take(pa.array(position_B, mask=rows.null_B))

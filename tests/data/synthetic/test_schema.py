@@ -15,7 +15,7 @@ from recis_lightning.data.errors import DataError
 from recis_lightning.data.files.manifest import read_manifest
 from recis_lightning.data.loader import OrcLoader
 from recis_lightning.data.plan import Order
-from recis_lightning.data.synthetic.schema import ARROW_TYPES, synthesize
+from recis_lightning.data.synthetic.schema import WRITTEN_AS, synthesize
 from recis_lightning.schema import Schema
 
 NUMBERS = ["int8", "int16", "int32", "int64", "float32", "float64", "bool"]
@@ -44,7 +44,7 @@ def test_ids_of_every_dtype_and_layout_are_read_back_as_declared(tmp_path: Path,
     table = make(tmp_path, {"columns": columns, "features": features, "tables": [{"name": n, "dim": 4} for n in names]})
     assert table.column_names == names
     for column in columns:
-        assert column_type(table, column["name"]) == (layout != "scalar", ARROW_TYPES[column["dtype"]])
+        assert column_type(table, column["name"]) == (layout != "scalar", WRITTEN_AS[column["dtype"]])
         rows = table[column["name"]].to_pylist()
         lengths = {None if row is None else len(row) if isinstance(row, list) else 1 for row in rows}
         assert lengths == {"scalar": {None, 1}, "list": {None, *range(9)}, "optional_list": {0, 1}}[layout]
@@ -72,7 +72,7 @@ def test_dense_columns_are_missing_only_with_a_default(tmp_path: Path, layout: s
     columns.append({"name": "text", "dtype": "string", "layout": layout, "parse": "float32"})
     table = make(tmp_path, {"columns": columns, "features": [{"name": column["name"]} for column in columns]})
     for column in columns:
-        assert column_type(table, column["name"]) == (layout != "scalar", ARROW_TYPES[column["dtype"]])
+        assert column_type(table, column["name"]) == (layout != "scalar", WRITTEN_AS[column["dtype"]])
         missing = sum(row is None or row == [] for row in table[column["name"]].to_pylist())
         assert 15 < missing < 80 if "default" in column else missing == 0
     texts = [row[0] if layout == "optional_list" else row for row in table["text"].to_pylist()]
@@ -131,7 +131,7 @@ def test_task_columns_are_never_missing_and_in_range(tmp_path: Path, dtype: str,
     table = make(tmp_path, settings)
     values = {}
     for name in table.column_names:
-        assert column_type(table, name) == (layout != "scalar", ARROW_TYPES[dtype])
+        assert column_type(table, name) == (layout != "scalar", WRITTEN_AS[dtype])
         rows = table[name].to_pylist()
         values[name] = [float(row[0]) for row in rows] if layout == "optional_list" else [float(row) for row in rows]
     for name in ("click", "buy", "kept"):
